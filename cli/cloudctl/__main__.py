@@ -1,0 +1,6 @@
+"""``python -m cloudctl``."""
+
+from cloudctl.main import main
+
+if __name__ == "__main__":
+    main()
