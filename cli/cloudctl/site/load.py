@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cloudctl.errors import ConfigError, MultiError
+from cloudctl.paths import data_root
 from cloudctl.site import vault
 from cloudctl.site.document import Document, Problems, read_document
 from cloudctl.site.inventory import Host, Inventory, read_inventory
@@ -90,7 +91,8 @@ def read_draft(path: Path, *, with_secrets: bool = True, services_dir: Path | No
             hint="choose one with --site DIR or CLOUDCTL_SITE, or make one with `cloudctl init DIR`",
         )
     problems = Problems()
-    definitions = service_definitions(services_dir)
+    # A site may bring services of its own.
+    definitions = service_definitions(services_dir or data_root() / "services", path / "services")
     networks_file = read_document(path, NETWORKS, problems)
     settings_file = read_document(path, SETTINGS, problems)
     inventory = read_inventory(path, INVENTORY, problems)

@@ -69,24 +69,26 @@ def _copy(value: Any) -> Any:
 
 
 @lru_cache(maxsize=8)
-def service_definitions(directory: Path | None = None) -> dict[str, dict[str, Any]]:
+def service_definitions(*directories: Path) -> dict[str, dict[str, Any]]:
     """Return the service definitions by name, as plain YAML (the engine checks them, we only look things up).
 
     Args:
-        directory: holds ``<name>/service.yml``; default: the services that come with cloudctl.
+        directories: each holds ``<name>/service.yml``; default: the services that come with cloudctl.
 
     Raises:
         ConfigError: a definition is not YAML.
     """
-    root = directory or data_root() / "services"
     found: dict[str, dict[str, Any]] = {}
-    for file in sorted(root.glob("*/service.yml")):
-        try:
-            content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError("service-definition", f"not valid YAML: {error}", where=str(file)) from error
-        if isinstance(content, dict):
-            found[str(content.get("name", file.parent.name))] = content
+    for root in directories or (data_root() / "services",):
+        for file in sorted(root.glob("[!_]*/service.yml")):
+            try:
+                content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+            except yaml.YAMLError as error:
+                raise ConfigError(
+                    "service-definition", f"not valid YAML: {error}", where=str(file)
+                ) from error
+            if isinstance(content, dict):
+                found[str(content.get("name", file.parent.name))] = content
     return found
 
 
