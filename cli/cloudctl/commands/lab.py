@@ -1,0 +1,95 @@
+"""``cloudctl lab``: a whole cloud's servers as containers on this machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import click
+
+from cloudctl.errors import INTERRUPTED, Unreachable
+
+
+def _report(line: str) -> None:
+    click.echo(line, err=True)
+
+
+@click.group(name="lab")
+def command() -> None:
+    """Make, use and remove a lab: servers as containers on this machine."""
+
+
+@command.command()
+@click.option("--topology", type=click.Choice(["full", "small"]), default="full", show_default=True)
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until every node answers.")
+def create(topology: str, wait: bool) -> None:
+    """Make the lab, or what is missing of it, and its site directory."""
+    from cloudctl.lab import manager, sitedir
+
+    began = time.monotonic()
+    manager.create(topology, _report, wait=wait)
+    _report(f"lab ready in {time.monotonic() - began:.1f} s: cloudctl --site {sitedir.SITE} …")
+
+
+@command.command()
+@click.option("--cache", is_flag=True, help="Remove the node images, container images and packages too.")
+def destroy(cache: bool) -> None:
+    """Remove the lab: nodes, switches, disks and the site directory with its secrets."""
+    from cloudctl.lab import manager
+
+    manager.destroy(_report, cache=cache)
+
+
+@command.command()
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def status(output: str) -> None:
+    """Show the lab's nodes."""
+    from cloudctl.lab import manager
+
+    rows = manager.status()
+    if output == "json":
+        click.echo(json.dumps({"nodes": rows}, indent=2))
+        return
+    if not rows:
+        click.echo("there is no lab: cloudctl lab create")
+        return
+    for row in rows:
+        state = "up" if row["up"] else row["state"]
+        click.echo(f"{row['name']:12} {row['role']:9} {row['address']:15} {state:9} {' '.join(row['disks'])}")
+
+
+@command.command(name="exec", context_settings={"ignore_unknown_options": True})
+@click.argument("node")
+@click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
+def exec_(node: str, argv: tuple[str, ...]) -> int:
+    """Run a command in a node, with this terminal, standard input and the command's exit code."""
+    from cloudctl.lab import manager
+    from cloudctl.lab.nodes import pid
+    from cloudctl.lab.podman import podman
+
+    (chosen,) = manager.pick([node])
+    if not pid(chosen):
+        raise Unreachable("lab-node-off", f"{node} is off", where=node, hint=f"cloudctl lab power on {node}")
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    try:
+        result = subprocess.run([*podman(), "exec", "-it" if terminal else "-i", chosen.container, *argv])
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return result.returncode
+
+
+@command.command()
+@click.argument("action", type=click.Choice(["on", "off", "kill"]))
+@click.argument("node", nargs=-1)
+@click.option("--all", "all_nodes", is_flag=True, help="Every node of the lab.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="After on: until they answer.")
+def power(action: str, node: tuple[str, ...], all_nodes: bool, wait: bool) -> None:
+    """Switch nodes on, off (a clean shutdown), or cut their power (kill)."""
+    from cloudctl.lab import manager, sitedir
+
+    names = list(sitedir.recorded_nodes()) if all_nodes else list(node)
+    if not names:
+        raise click.UsageError("name a node, or --all")
+    manager.power(action, names, wait=wait)

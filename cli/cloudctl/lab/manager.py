@@ -1,0 +1,198 @@
+"""Making, showing, switching and removing a whole lab."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cloudctl.errors import CloudctlError, LockHeld, MultiError, UsageError
+from cloudctl.lab import images, network, nodes, sitedir
+from cloudctl.lab.host import CACHE, check_host
+from cloudctl.lab.topology import TOPOLOGIES, LabNode, topology
+from cloudctl.paths import data_root
+
+Report = Callable[[str], None]
+_LOCK = Path("/run/cloudctl-lab.lock")
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Keep a second ``lab`` command that changes something out."""
+    with _LOCK.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockHeld("lab-busy", "another lab command is running", where=str(_LOCK)) from None
+        yield
+
+
+def _each(action: Callable[[LabNode], None], wanted: Iterable[LabNode]) -> None:
+    """Do it to all nodes at once; raise every error."""
+
+    def attempt(node: LabNode) -> CloudctlError | None:
+        try:
+            action(node)
+        except CloudctlError as error:
+            error.where = error.where or node.name
+            return error
+        return None
+
+    wanted = list(wanted)
+    with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
+        errors = [error for error in pool.map(attempt, wanted) if error]
+    if errors:
+        raise MultiError(errors)
+
+
+def code_mount() -> tuple[Path, str]:
+    """Return the running cloudctl's directory and where the deploy node sees it.
+
+    A checkout is mounted whole; of an installed package only the package (its data are inside).
+    """
+    package = Path(__file__).resolve().parents[1]
+    if data_root() == package / "data":
+        return package, "/opt/cloudctl/cli/cloudctl"
+    return data_root(), "/opt/cloudctl"
+
+
+def create(name: str, report: Report, *, wait: bool = True) -> list[str]:
+    """Make the lab, or what is missing of it.
+
+    Nodes that were switched off on purpose stay off.
+
+    Args:
+        name: of the topology.
+        wait: until every started node answers.
+
+    Returns:
+        The names of the nodes that were made or started.
+    """
+    check_host()
+    if name not in TOPOLOGIES:
+        raise UsageError("lab-topology", f"no topology {name!r}", hint=f"one of: {', '.join(TOPOLOGIES)}")
+    with _locked():
+        images.ensure(report)
+        _ensure_repository(report)
+        (CACHE / "registry").mkdir(parents=True, exist_ok=True)
+        network.ensure()
+        wanted = sitedir.recorded_nodes()
+        wanted |= {key: value for key, value in topology(name).items() if key not in wanted}
+        source, target = code_mount()
+        stale = sitedir.record().get("code") not in (None, str(source))
+        sitedir.save_record(
+            sitedir.record()
+            | {
+                "deploy": wanted["deploy"].container,
+                "nodes": {node.name: node.role for node in wanted.values()},
+            }
+        )
+        sitedir.write(wanted.values(), source, report)
+        present = nodes.containers()
+        key = sitedir.public_key()
+        begun: list[str] = []
+
+        def make(node: LabNode) -> None:
+            half_made = node.name in present and not nodes.is_complete(node)
+            if half_made or (stale and node.role == "deploy"):
+                nodes.remove(node.name)
+                network.unplug(node)
+            elif node.name in present and present[node.name] not in ("created", "configured"):
+                return
+            if half_made or node.name not in present or (stale and node.role == "deploy"):
+                is_deploy = node.role == "deploy"
+                mounts = [f"{source}:{target}:ro", f"{sitedir.SITE}:{sitedir.SITE}", f"{CACHE}:{CACHE}:ro"]
+                image = images.deploy_image() if is_deploy else images.node_image()
+                nodes.create(node, image, key, mounts if is_deploy else [])
+            begun.append(node.name)
+            nodes.start(node)
+
+        began = time.monotonic()
+        _each(make, wanted.values())
+        if wait:
+            _each(nodes.wait, [wanted[key] for key in begun])
+        report(f"{len(begun)} nodes made in {time.monotonic() - began:.1f} s, {len(wanted)} in the lab")
+    sitedir.finish(report)
+    return sorted(begun)
+
+
+def _ensure_repository(report: Report) -> None:
+    from cloudctl.packages import repository
+
+    repository.ensure(report)
+
+
+def destroy(report: Report, *, cache: bool = False) -> None:
+    """Remove everything of the lab; with ``cache`` the images and packages too."""
+    check_host()
+    with _locked():
+        present = nodes.containers()
+        with ThreadPoolExecutor(max_workers=max(1, len(present))) as pool:
+            list(pool.map(nodes.remove, present))
+        network.remove()
+        devices = nodes.detach_disks()
+        nodes.remove_state()
+        report(f"removed {len(present)} nodes, {len(devices)} disks, the switches and {nodes.STATE}")
+        if cache:
+            import shutil
+
+            images.remove()
+            shutil.rmtree(CACHE, ignore_errors=True)
+            report(f"removed the node images and {CACHE}")
+    _LOCK.unlink(missing_ok=True)
+
+
+def pick(names: Iterable[str]) -> list[LabNode]:
+    """Return the lab's nodes with these names.
+
+    Raises:
+        UsageError: the lab has no such node.
+    """
+    known = sitedir.recorded_nodes()
+    names = list(names)
+    if unknown := [name for name in names if name not in known]:
+        hint = f"nodes: {', '.join(known)}" if known else "cloudctl lab create"
+        raise UsageError("lab-no-such-node", f"the lab has no node {', '.join(unknown)}", hint=hint)
+    return [known[name] for name in names]
+
+
+def power(action: str, names: Iterable[str], *, wait: bool = True) -> None:
+    """Switch nodes on or off, or cut their power, all at once.
+
+    Args:
+        action: ``on``, ``off`` (clean) or ``kill``.
+        wait: after ``on``, until they answer.
+    """
+    check_host()
+    chosen = pick(names)
+    with _locked():
+        if action == "on":
+            network.ensure()
+            _each(nodes.start, chosen)
+            if wait:
+                _each(nodes.wait, chosen)
+        else:
+            _each(nodes.stop if action == "off" else nodes.kill, chosen)
+
+
+def status() -> list[dict[str, Any]]:
+    """Return one row per node: name, role, address, container state, whether it is up."""
+    states = nodes.containers()
+    rows = []
+    for node in sitedir.recorded_nodes().values():
+        state = states.get(node.name, "missing")
+        rows.append(
+            {
+                "name": node.name,
+                "role": node.role,
+                "address": node.address,
+                "state": state,
+                "up": state == "running" and nodes.is_up(node, nodes.pid(node)),
+                "disks": [disk.device for disk in node.disks],
+            }
+        )
+    return rows

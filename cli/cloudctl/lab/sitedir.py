@@ -1,0 +1,186 @@
+"""The lab's site directory: an ordinary site whose values fit the lab."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cloudctl.errors import CloudctlError
+from cloudctl.lab import nodes as lab_nodes
+from cloudctl.lab.host import run
+from cloudctl.lab.podman import open_files
+from cloudctl.lab.remote import MARKER
+from cloudctl.lab.topology import DEPLOY_ADDRESSES, NETWORKS, NICS, LabNode, make_node
+
+SITE = lab_nodes.STATE / "site"
+_HEADER = "# Written by `cloudctl lab create`; yours to change: a changed file is never written again.\n"
+
+
+def record() -> dict[str, Any]:
+    """Return what ``lab create`` remembers: nodes, the running code, checksums of the written files."""
+    marker = SITE / MARKER
+    loaded = json.loads(marker.read_text()) if marker.exists() else {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def save_record(value: dict[str, Any]) -> None:
+    """Write the record, whole or not at all."""
+    SITE.mkdir(parents=True, exist_ok=True)
+    temporary = SITE / f".{MARKER}.new"
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.replace(SITE / MARKER)
+
+
+def recorded_nodes() -> dict[str, LabNode]:
+    """Return the lab's nodes, the deploy node first."""
+    return {name: make_node(name, role) for name, role in record().get("nodes", {}).items()}
+
+
+def public_key() -> str:
+    """Return the operator's public key, made when it is first asked for."""
+    key = SITE / "ssh" / "id_ed25519"
+    if not key.exists():
+        key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "cloudctl-lab", "-f", key])
+    return key.with_suffix(".pub").read_text().strip()
+
+
+def inventory(nodes: Iterable[LabNode]) -> dict[str, Any]:
+    """Return the inventory of the nodes."""
+    groups: dict[str, dict[str, Any]] = {
+        name: {} for name in ("deploy", "control", "compute", "storage", "mons", "newnodes")
+    }
+    for node in nodes:
+        variables: dict[str, Any] = {"ansible_host": node.address}
+        if node.role == "deploy":
+            variables["interfaces"] = {
+                nic: {"network": network, "address": NETWORKS[network].address(DEPLOY_ADDRESSES[nic])}
+                for nic, network in NICS["deploy"].items()
+                if nic != "eth0"
+            }
+        if node.disks:
+            variables["devices"] = [disk.device for disk in node.disks if disk.name.startswith("data")]
+            variables["journal_devices"] = [
+                disk.device for disk in node.disks if disk.name.startswith("journal")
+            ]
+        groups[node.role].setdefault("hosts", {})[node.name] = variables
+    groups["mons"] = {"children": {"control": {}}}
+    return {"all": {"children": groups}}
+
+
+def networks() -> dict[str, Any]:
+    """Return ``networks.yml``."""
+    table: dict[str, dict[str, Any]] = {
+        name: {"cidr": str(network.cidr), "mtu": network.mtu} for name, network in NETWORKS.items()
+    }
+    table["external"] |= {"gateway": "10.10.50.1", "pool": ["10.10.50.100", "10.10.50.199"]}
+    interfaces = {role: dict(nics) for role, nics in NICS.items() if role != "deploy"}
+    return {"networks": table, "interfaces": interfaces | {"deploy": {"eth0": "management"}}}
+
+
+def settings() -> dict[str, Any]:
+    """Return ``settings.yml``: what makes the lab different from a machine room is only this."""
+    return {
+        "cloud": {"name": "lab"},
+        "registry": {"address": "10.10.10.2:5000"},
+        "packages": {"repository": "http://10.10.10.2:8081/"},
+        "vip": {"internal": "10.10.10.250", "external": "192.168.124.250"},
+        "datapath": "netdev",
+        "virtualisation": {"type": "qemu", "cpu_mode": "none"},
+        "engine": {
+            "daemon_options": {
+                "default-runtime": "lab",
+                "runtimes": {"lab": {"path": "/usr/local/sbin/runc-lab"}},
+            },
+            "nofile": open_files(),
+        },
+        "time": {"set_clock": False},
+        "ceph": {"osd_memory_target": 939524096},
+    }
+
+
+def write(nodes: Iterable[LabNode], code: Path, report: Callable[[str], None]) -> None:
+    """Write the site's files: missing ones, and those that nobody changed since the lab wrote them."""
+    nodes = list(nodes)
+    SITE.mkdir(parents=True, exist_ok=True)
+    public_key()
+    written: dict[str, str] = dict(record().get("written", {}))
+    key = SITE / "ssh" / "id_ed25519"
+    connection = {
+        "ansible_user": "root",
+        "ansible_ssh_private_key_file": str(key),
+        "ansible_ssh_common_args": f"-o UserKnownHostsFile={SITE}/known_hosts -o StrictHostKeyChecking=yes",
+        "ansible_python_interpreter": "/usr/bin/python3",
+    }
+    documents: dict[str, Any] = {
+        "inventory/hosts.yml": inventory(nodes),
+        "inventory/group_vars/all.yml": connection,
+        "networks.yml": networks(),
+        "settings.yml": settings(),
+    }
+    texts = {
+        name: _HEADER + yaml.safe_dump(document, sort_keys=False) for name, document in documents.items()
+    }
+    texts[".gitignore"] = ".cloudctl/\n.vault-password\nssh/id_ed25519\nadmin-openrc.sh\n"
+    for name, text in texts.items():
+        path = SITE / name
+        if path.exists() and _checksum(path.read_text()) != written.get(name):
+            if path.read_text() != text:
+                report(f"{path} was changed by hand: left as it is")
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        written[name] = _checksum(text)
+    _pin_host_keys(nodes)
+    password = SITE / ".vault-password"
+    if not password.exists():
+        descriptor = os.open(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as handle:
+            handle.write(secrets.token_urlsafe(32) + "\n")
+    (SITE / "overrides").mkdir(exist_ok=True)
+    (SITE / ".cloudctl").mkdir(mode=0o700, exist_ok=True)
+    save_record(record() | {"written": written, "code": str(code)})
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _pin_host_keys(nodes: list[LabNode]) -> None:
+    """Pin the nodes' host keys; lines about other hosts stay."""
+    path = SITE / "known_hosts"
+    ours = {name for node in nodes for name in (node.name, node.address)}
+    kept = [
+        line
+        for line in (path.read_text().splitlines() if path.exists() else [])
+        if not ours & set(line.split(" ")[0].split(","))
+    ]
+    pinned = [f"{node.address},{node.name} {lab_nodes.host_key(node)}" for node in nodes]
+    path.write_text("\n".join([*kept, *pinned]) + "\n")
+
+
+def finish(report: Callable[[str], None]) -> None:
+    """Write the image lock from the builder's record and generate the secrets that are missing."""
+    if not (SITE / "images.lock.json").exists():
+        try:
+            write_lock = importlib.import_module("cloudctl.images").write_lock
+            write_lock(SITE)
+        except (ImportError, AttributeError, OSError, CloudctlError) as error:
+            report(f"no images.lock.json: {error}")
+    try:
+        command = importlib.import_module("cloudctl.commands.secrets").command
+    except ImportError:
+        return
+    result = command.main(
+        args=["generate"], prog_name="cloudctl secrets", standalone_mode=False, obj=SITE.absolute()
+    )
+    if isinstance(result, int) and result:
+        report(f"secrets were not generated (exit code {result}): cloudctl --site {SITE} secrets generate")

@@ -1,0 +1,166 @@
+"""What a lab consists of: nodes, networks, NICs, disks. Pure data and functions."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+
+from cloudctl.errors import UsageError
+
+PREFIX = "cloudctl-lab-"
+"""Of every container of the lab."""
+
+NETNS = "cloudctl-lab"
+"""The network namespace that plays the switches: all bridges and the switch ends of all cables."""
+
+
+@dataclass(frozen=True)
+class LabNetwork:
+    """A switch.
+
+    Attributes:
+        mtu: bytes; the MTU that the product puts on the NICs. The switch itself always passes 9000.
+    """
+
+    name: str
+    cidr: IPv4Network
+    mtu: int
+    number: int
+
+    @property
+    def bridge(self) -> str:
+        return f"br-{self.name}"
+
+    def address(self, host_number: int) -> str:
+        """Return the address of the host with that number, without the prefix length."""
+        return str(self.cidr.network_address + host_number)
+
+
+def _networks() -> dict[str, LabNetwork]:
+    table = [
+        ("management", "10.10.10.0/24", 1500),
+        ("tenant", "10.10.20.0/24", 9000),
+        ("storage", "10.10.30.0/24", 9000),
+        ("replication", "10.10.40.0/24", 9000),
+        ("api", "192.168.124.0/24", 1500),
+        ("external", "10.10.50.0/24", 1500),
+    ]
+    return {
+        name: LabNetwork(name, IPv4Network(cidr), mtu, number)
+        for number, (name, cidr, mtu) in enumerate(table, start=1)
+    }
+
+
+NETWORKS = _networks()
+
+NICS: dict[str, dict[str, str]] = {
+    "deploy": {"eth0": "management", "eth1": "api", "eth2": "external"},
+    "control": {
+        "eth0": "management",
+        "eth1": "tenant",
+        "eth2": "storage",
+        "eth3": "api",
+        "eth4": "external",
+    },
+    "compute": {"eth0": "management", "eth1": "tenant", "eth2": "storage"},
+    "storage": {"eth0": "management", "eth1": "storage", "eth2": "replication"},
+}
+"""Role -> NIC -> network."""
+
+DEPLOY_ADDRESSES = {"eth0": 2, "eth1": 10, "eth2": 1}
+"""The deploy node's host number on each network. It is no node of the cloud: the lab sets all its NICs."""
+
+FIRST_HOST_NUMBER = {"deploy": 2, "control": 11, "compute": 21, "storage": 211}
+STEM = {"control": "ctl", "compute": "compute", "storage": "osd"}
+DATA_SIZE = 8 * 2**30
+JOURNAL_SIZE = 2 * 2**30
+FIRST_MINOR = 201
+MINORS_PER_NODE = 10
+
+TOPOLOGIES = {
+    "full": {"control": 3, "compute": 2, "storage": 3},
+    "small": {"control": 1, "compute": 1, "storage": 1},
+}
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk of a node: a sparse file on the host, a loop device with a fixed minor in the node.
+
+    Attributes:
+        size: bytes.
+    """
+
+    name: str
+    minor: int
+    size: int
+
+    @property
+    def device(self) -> str:
+        return f"/dev/loop{self.minor}"
+
+
+@dataclass(frozen=True)
+class LabNode:
+    """A server of the lab."""
+
+    name: str
+    role: str
+    host_number: int
+    disks: tuple[Disk, ...] = field(default=())
+
+    @property
+    def container(self) -> str:
+        return PREFIX + self.name
+
+    @property
+    def nics(self) -> dict[str, str]:
+        return NICS[self.role]
+
+    @property
+    def address(self) -> str:
+        """The management address."""
+        return NETWORKS["management"].address(self.host_number)
+
+    def mac(self, nic: str) -> str:
+        """Return the NIC's fixed address, locally administered: network and host number."""
+        network = NETWORKS[self.nics[nic]]
+        return f"02:63:6c:{network.number:02x}:00:{self.host_number:02x}"
+
+    def configured(self) -> dict[str, str]:
+        """Return NIC -> address/length of the NICs that work when the server is delivered."""
+        numbers = DEPLOY_ADDRESSES if self.role == "deploy" else {"eth0": self.host_number}
+        result = {}
+        for nic, number in numbers.items():
+            network = NETWORKS[self.nics[nic]]
+            result[nic] = f"{network.address(number)}/{network.cidr.prefixlen}"
+        return result
+
+
+def make_node(name: str, role: str) -> LabNode:
+    """Return the node with that name: the number at its end gives addresses and disks.
+
+    Raises:
+        UsageError: the name has no number, or the lab has no room for it.
+    """
+    if role == "deploy":
+        return LabNode(name, role, FIRST_HOST_NUMBER[role])
+    match = re.fullmatch(r"[a-z][a-z-]*?(\d+)", name)
+    room = {"control": 9, "compute": 150, "storage": 35}
+    if role not in room or not match or not 1 <= int(match[1]) <= room[role]:
+        raise UsageError("lab-node-name", f"{name!r} does not end in a number that a {role} node can have")
+    index = int(match[1]) - 1
+    disks: tuple[Disk, ...] = ()
+    if role == "storage":
+        minor = FIRST_MINOR + index * MINORS_PER_NODE
+        disks = (Disk("data1", minor, DATA_SIZE), Disk("journal1", minor + 1, JOURNAL_SIZE))
+    return LabNode(name, role, FIRST_HOST_NUMBER[role] + index, disks)
+
+
+def topology(name: str) -> dict[str, LabNode]:
+    """Return the nodes of the topology ``full`` or ``small``, the deploy node first."""
+    nodes = [make_node("deploy", "deploy")]
+    for role, count in TOPOLOGIES[name].items():
+        nodes += [make_node(f"{STEM[role]}{number:02d}", role) for number in range(1, count + 1)]
+    return {node.name: node for node in nodes}

@@ -1,0 +1,1 @@
+"""The Debian packages that nodes install, and the repository that serves them."""
