@@ -65,13 +65,14 @@ class SiteLock:
     Args:
         site_path: the site's directory.
         verb: the command that wants it, for the message that another one gets.
+        name: file of the lock; other names are other locks.
 
     Raises:
         LockHeld: (on entering) another run holds it.
     """
 
-    def __init__(self, site_path: Path, verb: str) -> None:
-        self.path = state_directory(site_path) / "lock"
+    def __init__(self, site_path: Path, verb: str, *, name: str = "lock") -> None:
+        self.path = state_directory(site_path) / name
         self.verb = verb
         self._descriptor: int | None = None
 

@@ -1,0 +1,1 @@
+"""The cloud tried end to end, as a tenant would use it."""
