@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 _PROCESSES = 30000
-"""Of a node. Podman lowers its own limit below the host's, and without CAP_SYS_RESOURCE can't raise it again."""
+"""Of a node. Podman lowers its own limit below the host's; without CAP_SYS_RESOURCE it can't raise it."""
 
 
 @lru_cache(maxsize=1)

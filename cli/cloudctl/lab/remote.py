@@ -45,6 +45,11 @@ def reexec(argv: Sequence[str], site_path: Path | None = None) -> int:
         Unreachable: the deploy node does not run.
     """
     site = (site_path or Path(os.environ.get("CLOUDCTL_SITE") or Path.cwd())).absolute()
+    return run_in_deploy_node(["/usr/local/bin/cloudctl", *argv], site)
+
+
+def run_in_deploy_node(command: Sequence[str], site: Path) -> int:
+    """Run any command in the deploy node the way ``reexec`` does; return its exit code."""
     container = str(json.loads((site / MARKER).read_text())["deploy"])
     _check_running(container)
     state = site / ".cloudctl"
@@ -55,13 +60,13 @@ def reexec(argv: Sequence[str], site_path: Path | None = None) -> int:
     # Held open as long as this process lives; see supervise.py for the other end.
     line = os.open(fifo, os.O_RDWR)
     try:
-        return _run(list(argv), container, site, fifo, line)
+        return _run(list(command), container, site, fifo, line)
     finally:
         os.close(line)
         fifo.unlink(missing_ok=True)
 
 
-def _run(argv: list[str], container: str, site: Path, fifo: Path, line: int) -> int:
+def _run(inner: list[str], container: str, site: Path, fifo: Path, line: int) -> int:
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     piped_input = not sys.stdin.isatty()
     environment = {name: os.environ[name] for name in _PASSED_ENVIRONMENT if name in os.environ}
@@ -72,7 +77,7 @@ def _run(argv: list[str], container: str, site: Path, fifo: Path, line: int) -> 
         *(["-it"] if terminal else ["-i"] if piped_input else []),
         *(f"--env={name}={value}" for name, value in sorted(environment.items())),
         *(container, "/opt/venv/bin/python", "-I", _SUPERVISE, str(fifo), "tty" if terminal else "pipe"),
-        *("/usr/local/bin/cloudctl", *argv),
+        *inner,
     ]
 
     def pass_on(number: int, frame: FrameType | None) -> None:

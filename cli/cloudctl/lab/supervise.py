@@ -33,6 +33,8 @@ def main() -> None:
     # Opened without waiting: when the caller is gone already, the first read says so.
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(reader, True)
+    # Both ends are open: nothing stays behind even when the caller is killed.
+    os.unlink(fifo)
     child = subprocess.Popen(command, start_new_session=own_group, preexec_fn=_default_interrupt)
 
     def send(number: int) -> None:
