@@ -52,6 +52,28 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
+LOCAL_COMMANDS = frozenset({"image", "init", "lab", "runs", "secrets", "validate"})
+"""Commands that need no node: they run where they are typed, on a lab's site too."""
+
+
+def _hand_on(argv: list[str]) -> int | None:
+    """Run a cloud command for a lab's site inside its deploy node: only there are its networks.
+
+    Returns:
+        The inner command's exit code, or None where the command runs here.
+    """
+    context = cli.make_context("cloudctl", list(argv), resilient_parsing=True)
+    words = [*context.protected_args, *context.args] if hasattr(context, "protected_args") else context.args
+    site: Path = (context.params.get("site") or Path.cwd()).absolute()
+    if not words or words[0] in LOCAL_COMMANDS or {"-h", "--help"} & set(words[:3]):
+        return None
+    from cloudctl.lab import remote
+
+    if not remote.is_lab_site(site) or remote.inside_deploy_node():
+        return None
+    return remote.reexec(["--site", str(site), *words], site)
+
+
 def run(argv: list[str]) -> int:
     """Run the command line.
 
@@ -59,6 +81,9 @@ def run(argv: list[str]) -> int:
         The exit code (see ``cloudctl.errors``).
     """
     try:
+        handed_on = _hand_on(argv)
+        if handed_on is not None:
+            return handed_on
         result = cli.main(args=argv, prog_name="cloudctl", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except CloudctlError as error:

@@ -1,0 +1,1 @@
+"""From the site and the service definitions to what every node should look like, and to a plan."""

@@ -1,0 +1,214 @@
+"""The plan: what a deploy would change, where, and why. Pure: from observations to decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cloudctl.engine.definitions import PHASES
+
+Spec = dict[str, Any]
+Observations = Mapping[str, Mapping[str, Any]]
+
+
+def due_jobs(specs: Mapping[str, Spec], observed: Observations) -> dict[str, list[Spec]]:
+    """Return, by node, the one-shot jobs that have to run.
+
+    A job that runs on one node is due when no node that could run it has done so with the present
+    inputs; a ``once`` job when none has ever done it.
+    """
+    hosts: dict[str, list[str]] = {}
+    for node, spec in specs.items():
+        for job in spec["jobs"]:
+            hosts.setdefault(job["id"], []).append(node)
+    due: dict[str, list[Spec]] = {node: [] for node in specs}
+    for node in specs:
+        for job in observed[node]["jobs"]:
+            if job["everywhere"]:
+                due[node].append(job)
+                continue
+            if node != job["first"]:
+                continue
+            stale = {other for other in specs if any(j["id"] == job["id"] for j in observed[other]["jobs"])}
+            if set(hosts[job["id"]]) - stale:
+                continue
+            if job["once"] and any(job["id"] in observed[other]["markers"] for other in hosts[job["id"]]):
+                continue
+            due[node].append(job)
+    return due
+
+
+def due_sections(spec: Spec, observed: Mapping[str, Any]) -> list[Spec]:
+    """Return the cluster-wide changes that one node has to make."""
+    found: list[Spec] = [dict(change) for change in observed["sections"]]
+    return [change for change in found if change.get("action") != "report"]
+
+
+def build(specs: Mapping[str, Spec], observed: Observations, ceph: Sequence[Spec] = (), leader: str = "") -> Spec:
+    """Return the plan.
+
+    Args:
+        specs: the rendered nodes.
+        observed: what each of them reported.
+        ceph: what the Ceph cluster lacks.
+        leader: the node that works on it.
+
+    Returns:
+        ``nodes`` (per node: packages, files, units, containers, jobs, cluster), ``ceph``, ``totals``,
+        ``changes`` (whether there is anything to do) and ``scope``: which node does what in which step.
+    """
+    jobs = due_jobs(specs, observed)
+    nodes: dict[str, Spec] = {}
+    scope: list[Spec] = []
+    for node, spec in specs.items():
+        found = observed[node]
+        cluster = due_sections(spec, found)
+        changes = {
+            "packages": list(found["packages"]),
+            "files": list(found["files"]),
+            "units": list(found["units"]),
+            "containers": list(found["containers"]),
+            "jobs": jobs[node],
+            "cluster": cluster,
+        }
+        if any(changes.values()):
+            nodes[node] = changes
+            scope.append({"name": node, "todo": steps(changes)})
+    if ceph:
+        entry = next((item for item in scope if item["name"] == leader), None)
+        if entry is None:
+            scope.append(entry := {"name": leader, "todo": {}})
+        entry["todo"]["ceph"] = ["all"]
+    totals = {
+        "nodes": len(nodes),
+        **{
+            kind: sum(len(changes[kind]) for changes in nodes.values())
+            for kind in ("packages", "files", "units", "containers", "jobs", "cluster")
+        },
+        "ceph": len(ceph),
+    }
+    return {
+        "nodes": nodes,
+        "ceph": [dict(change) for change in ceph],
+        "totals": totals,
+        "scope": scope,
+        "changes": bool(nodes) or bool(ceph),
+        "unhealthy": {node: list(found["unhealthy"]) for node, found in observed.items() if found["unhealthy"]},
+    }
+
+
+def steps(changes: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the steps that one node takes part in: step to the names it works on."""
+    todo: dict[str, list[str]] = {}
+    if changes["packages"] or changes["files"] or changes["units"]:
+        todo["files"] = ["all"]
+    for change in changes["containers"]:
+        phase = change["phase"] or PHASES[-1]
+        step = "roll" if change["action"] in ("recreate", "reload") else "create"
+        todo.setdefault(f"{phase}_{step}", []).append(change["name"])
+    for job in changes["jobs"]:
+        todo.setdefault(f"{job['phase']}_{job['at']}", []).append(job["id"])
+    for change in changes["cluster"]:
+        names = todo.setdefault(f"{change['after']}_sections", [])
+        if change["section"] not in names:
+            names.append(change["section"])
+    return todo
+
+
+def select(plan: Spec, *, nodes: Sequence[str] = (), services: Sequence[str] = ()) -> Spec:
+    """Return the plan limited to some nodes or services (an empty selection means all)."""
+    if not nodes and not services:
+        return plan
+    kept: dict[str, Spec] = {}
+    for node, changes in plan["nodes"].items():
+        if nodes and node not in nodes:
+            continue
+        if services:
+            names = {change["name"] for change in changes["containers"] if change["service"] in services}
+            changes = {
+                **changes,
+                "packages": [],
+                "units": [],
+                # The compose file describes the node's containers: without it none could be brought up.
+                "files": [
+                    change for change in changes["files"]
+                    if change["area"] == "compose" or change.get("container") in names
+                ],
+                "containers": [change for change in changes["containers"] if change["service"] in services],
+                "jobs": [job for job in changes["jobs"] if job["service"] in services],
+                "cluster": [],
+            }  # fmt: skip
+        if any(changes.values()):
+            kept[node] = changes
+    totals = {
+        kind: sum(len(changes[kind]) for changes in kept.values())
+        for kind in ("packages", "files", "units", "containers", "jobs", "cluster")
+    }
+    return {
+        **plan,
+        "nodes": kept,
+        "ceph": [],
+        "scope": [{"name": node, "todo": steps(changes)} for node, changes in kept.items()],
+        "totals": {"nodes": len(kept), **totals, "ceph": 0},
+        "changes": bool(kept),
+    }
+
+
+def describe(plan: Spec, *, diff: bool = True) -> list[str]:
+    """Return the plan as lines that a person reads."""
+    lines: list[str] = []
+    for node, changes in plan["nodes"].items():
+        lines.append(f"{node}:")
+        if changes["packages"]:
+            lines.append(f"  install packages: {', '.join(changes['packages'])}")
+        created = [change["path"] for change in changes["files"] if change["action"] == "create"]
+        if created:
+            lines.append(f"  write {len(created)} new files: {_shorten(created)}")
+        for change in changes["files"]:
+            if change["action"] != "create":
+                lines.append(f"  {change['action']} file {change['path']}")
+                if diff:
+                    lines += [f"      {line}" for line in change.get("diff", [])]
+        for change in changes["units"]:
+            lines.append(f"  {change['action']} unit {change['name']} ({change['from']})")
+        for change in changes["containers"]:
+            lines.append(f"  {change['action']} container {change['name']}: {reasons(change['reasons'])}")
+        for job in changes["jobs"]:
+            lines.append(f"  run job {job['service']}/{job['name']}: {reasons(job['reasons'])}")
+        for change in changes["cluster"]:
+            why = f": {change['reason']}" if change.get("reason") else ""
+            lines.append(f"  {change['action']} {change['kind']} {change['name']}{why}")
+    if plan["ceph"]:
+        lines.append("ceph:")
+        for change in plan["ceph"]:
+            why = f": {change['reason']}" if change.get("reason") else ""
+            lines.append(f"  {change['action']} {change['kind']} {change['name']}{why}")
+    return lines
+
+
+def summary(plan: Spec) -> str:
+    """Return one line: how much of what would change."""
+    if not plan["changes"]:
+        return "nothing to change"
+    names = {
+        "packages": "packages", "files": "files", "units": "units", "containers": "containers", "jobs": "jobs",
+        "cluster": "cluster entries", "ceph": "Ceph changes",
+    }  # fmt: skip
+    parts = [f"{plan['totals'][key]} {label}" for key, label in names.items() if plan["totals"][key]]
+    return f"{plan['totals']['nodes']} nodes: {', '.join(parts)}"
+
+
+def reasons(items: Sequence[Mapping[str, Any]]) -> str:
+    """Return the reasons of one change: attribute, from, to."""
+    if len(items) == 1 and items[0]["from"] is None:
+        return "not there yet"
+    return "; ".join(f"{item['attribute']} {_value(item['from'])} -> {_value(item['to'])}" for item in items)
+
+
+def _value(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+def _shorten(paths: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(paths[:most])
+    return shown if len(paths) <= most else f"{shown}, … {len(paths) - most} more"
