@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from cloudctl.errors import ConfigError, MultiError
-from cloudctl.paths import data_root
 from cloudctl.site import vault
 from cloudctl.site.document import Document, Problems, read_document
 from cloudctl.site.inventory import Host, Inventory, read_inventory
@@ -21,7 +21,7 @@ from cloudctl.site.schema import (
     full_settings_schema,
     is_key,
     schema,
-    service_definitions,
+    site_definitions,
     suggestion,
 )
 
@@ -91,8 +91,7 @@ def read_draft(path: Path, *, with_secrets: bool = True, services_dir: Path | No
             hint="choose one with --site DIR or CLOUDCTL_SITE, or make one with `cloudctl init DIR`",
         )
     problems = Problems()
-    # A site may bring services of its own.
-    definitions = service_definitions(services_dir or data_root() / "services", path / "services")
+    definitions = site_definitions(path, services_dir)
     networks_file = read_document(path, NETWORKS, problems)
     settings_file = read_document(path, SETTINGS, problems)
     inventory = read_inventory(path, INVENTORY, problems)
@@ -105,7 +104,8 @@ def read_draft(path: Path, *, with_secrets: bool = True, services_dir: Path | No
     secrets_read = False
     if with_secrets:
         try:
-            secrets = Secrets(vault.read_secrets(path / SECRETS, vault.password(path)))
+            values = vault.open_secrets(path / SECRETS)
+            secrets = Secrets({**values, **_provided(path, settings)})
             secrets_read = True
         except ConfigError as error:
             problems.append(error)
@@ -320,6 +320,18 @@ def _require(
             problems.add(
                 "key-missing", f"the setting {name} is missing", document.where(*path), entry["description"]
             )
+
+
+def _provided(path: Path, settings: Settings) -> dict[str, str]:
+    """Return the operator's own certificate, which stands in for the one made by the site's CA."""
+    if settings.get("tls.source") != "provided":
+        return {}
+    found: dict[str, str] = {}
+    for key, name in (("certificate", "tls_certificate"), ("key", "tls_key"), ("ca", "ca_certificate")):
+        file = settings.get(f"tls.{key}")
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # the checks report it
+            found[name] = (path / file).read_text(encoding="utf-8") if file else ""
+    return {name: value for name, value in found.items() if value}
 
 
 def _images(path: Path, problems: Problems) -> dict[str, Any]:

@@ -92,6 +92,11 @@ def service_definitions(*directories: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def site_definitions(site: Path, services_dir: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Return the definitions of the services that come with cloudctl and of the site's own."""
+    return service_definitions(services_dir or data_root() / "services", site / "services")
+
+
 def service_settings(definitions: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the schema of ``services:`` in settings.yml: what each service declares and what all share."""
     result: dict[str, dict[str, Any]] = {}

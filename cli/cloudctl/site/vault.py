@@ -62,6 +62,16 @@ def password(site: Path) -> bytes:
     return content
 
 
+def open_secrets(file: Path) -> dict[str, str]:
+    """Decrypt a site's file of secrets with the site's vault password.
+
+    Raises:
+        ConfigError: see ``password`` and ``read_secrets``.
+    """
+    # A new site has neither file nor password: what it lacks is the file.
+    return read_secrets(file, password(file.parent) if file.exists() else b"")
+
+
 def read_secrets(file: Path, secret: bytes) -> dict[str, str]:
     """Decrypt the file of secrets.
 
@@ -125,12 +135,12 @@ def read_secrets(file: Path, secret: bytes) -> dict[str, str]:
     return {str(key): value for key, value in values.items()}
 
 
-def encrypt(values: dict[str, str], secret: bytes) -> bytes:
+def encrypt(values: dict[str, str], secret: bytes) -> str:
     """Return the encrypted file's content."""
     plain = yaml.safe_dump(values, default_flow_style=False, sort_keys=True, width=10**6)
     encrypted = _vault(secret).encrypt(plain)
     assert isinstance(encrypted, bytes)
-    return encrypted
+    return encrypted.decode("ascii")
 
 
 def _vault(secret: bytes) -> Any:
