@@ -137,10 +137,22 @@ def read_secrets(file: Path, secret: bytes) -> dict[str, str]:
 
 def encrypt(values: dict[str, str], secret: bytes) -> str:
     """Return the encrypted file's content."""
-    plain = yaml.safe_dump(values, default_flow_style=False, sort_keys=True, width=10**6)
+    plain = yaml.dump(values, Dumper=_Dumper, default_flow_style=False, sort_keys=True, width=10**6)
     encrypted = _vault(secret).encrypt(plain)
     assert isinstance(encrypted, bytes)
     return encrypted.decode("ascii")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes keys and certificates as blocks, as people do who edit the vault."""
+
+
+def _represent(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _represent)
 
 
 def _vault(secret: bytes) -> Any:
