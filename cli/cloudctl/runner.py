@@ -79,7 +79,9 @@ def _as_error(failure: Mapping[str, Any], changing: bool) -> CloudctlError:
     details = str(failure.get("details") or "").strip()
     text = f"{failure['task']}: {message}" + (f"\n{details}" if details else "")
     if changing:
-        return ApplyFailed("apply-failed", text, where=host, hint="mend the cause and run the same command again")
+        return ApplyFailed(
+            "apply-failed", text, where=host, hint="mend the cause and run the same command again"
+        )
     return CheckFailed("task-failed", text, where=host)
 
 
@@ -94,7 +96,7 @@ def explain_unreachable(host: str, message: str) -> CloudctlError:
     if "host key verification failed" in lowered or "identification has changed" in lowered:
         return Unreachable(
             "host-key-changed", "the node's SSH host key is not the pinned one", where=host,
-            hint="if the node was installed anew, remove its lines from the site's known_hosts and pin the new key",
+            hint="if it was installed anew, remove its lines from the site's known_hosts and pin the new key",
         )  # fmt: skip
     if "permission denied" in lowered:
         return Unreachable(

@@ -42,7 +42,13 @@ class Progress:
             host, res = str(data.get("host")), data.get("res") or {}
             seconds = data.get("duration")
             self._record.event(
-                {"play": self._play, "task": data.get("task"), "node": host, "result": kind, "seconds": seconds}
+                {
+                    "play": self._play,
+                    "task": data.get("task"),
+                    "node": host,
+                    "result": kind,
+                    "seconds": seconds,
+                }
             )
             done = [entry for entry in res.get("done") or [] if isinstance(entry, Mapping)]
             if kind != "runner_on_ok":
@@ -118,7 +124,10 @@ def command(
     masker = Masker.for_secrets(site.secrets)
     console = Console(output, masker=masker)
     started = time.monotonic()
-    with SiteLock(site_path, "deploy"), RunRecord(site_path, "deploy", sys.argv[1:], mask=masker.mask) as record:
+    with (
+        SiteLock(site_path, "deploy"),
+        RunRecord(site_path, "deploy", sys.argv[1:], mask=masker.mask) as record,
+    ):
         progress = Progress(console, record)
         progress.line("reading every node")
         made = make_plan(site_path, services, nodes, progress)
@@ -155,6 +164,10 @@ def _text(console: Console, site: Site, made: Mapping[str, Any], seconds: float)
     console.line(f"Deployed in {duration(seconds)}.")
     external = site.get("vip.external") or site.get("vip.internal")
     console.line(f"  dashboard    https://{external}/")
-    console.line(f"  API          https://{external}:5000/v3 (the others: cloudctl openstack -- endpoint list)")
+    console.line(
+        f"  API          https://{external}:5000/v3 (the others: cloudctl openstack -- endpoint list)"
+    )
     console.line(f"  credentials  {site.path}/admin-openrc.sh, CA {site.path}/ca.crt")
-    console.line("  next         cloudctl verify tries the cloud as a tenant; cloudctl status shows its health")
+    console.line(
+        "  next         cloudctl verify tries the cloud as a tenant; cloudctl status shows its health"
+    )

@@ -25,16 +25,16 @@ _SERVICE_KEYS = {
 }  # fmt: skip
 _CONTAINER_KEYS = {
     "image", "group", "command", "files", "permissions", "volumes", "environment", "privileged", "pid", "ipc",
-    "cgroupns", "user", "tmpfs", "devices", "cap_add", "ulimits", "stop_grace_period", "stop_signal", "hostname",
-    "init", "healthcheck", "reload", "only", "enabled", "security_opt", "description",
+    "cgroupns", "user", "tmpfs", "devices", "cap_add", "ulimits", "stop_grace_period", "stop_signal",
+    "hostname", "init", "healthcheck", "reload", "only", "enabled", "security_opt", "description",
 }  # fmt: skip
 _JOB_KEYS = {
     "name", "container", "environment", "command", "at", "phase", "node", "inputs", "needs", "once", "only",
     "group", "timeout", "description", "user",
 }  # fmt: skip
 COMPOSE_PASSTHROUGH = (
-    "privileged", "pid", "ipc", "user", "tmpfs", "devices", "cap_add", "ulimits", "stop_signal",
-    "hostname", "init", "security_opt",
+    "privileged", "pid", "ipc", "user", "tmpfs", "devices", "cap_add", "ulimits",
+    "stop_signal", "hostname", "init", "security_opt",
 )  # fmt: skip
 
 
@@ -170,18 +170,26 @@ def load_service(directory: Path) -> Service:
     _unknown(raw, _SERVICE_KEYS, where, "service")
     name = raw.get("name")
     if name != directory.name:
-        raise ConfigError("service-name", f"name is {name!r}, the directory is {directory.name!r}", where=str(where))
+        raise ConfigError(
+            "service-name", f"name is {name!r}, the directory is {directory.name!r}", where=str(where)
+        )
     phase = raw.get("phase")
     if phase not in PHASES:
-        raise ConfigError("service-phase", f"phase is {phase!r}, one of: {', '.join(PHASES)}", where=str(where))
+        raise ConfigError(
+            "service-phase", f"phase is {phase!r}, one of: {', '.join(PHASES)}", where=str(where)
+        )
     files = {
         key: ConfigFile(key, directory / "templates" / value["template"], value.get("format", "raw"), name)
         for key, value in (raw.get("files") or {}).items()
     }
     for config in files.values():
         if not config.template.is_file():
-            raise ConfigError("service-template", f"template {config.template.name} is missing", where=str(where))
-    containers = tuple(_container(name, key, value, files, where) for key, value in (raw.get("containers") or {}).items())
+            raise ConfigError(
+                "service-template", f"template {config.template.name} is missing", where=str(where)
+            )
+    containers = tuple(
+        _container(name, key, value, files, where) for key, value in (raw.get("containers") or {}).items()
+    )
     names = {container.name for container in containers}
     jobs = tuple(_job(name, phase, value, names, where) for value in raw.get("jobs") or [])
     frontends = tuple(raw.get("frontends") or ())
@@ -200,7 +208,9 @@ def order_services(services: Sequence[Service]) -> list[Service]:
         if service.name in done:
             return
         if service.name in trail:
-            raise ConfigError("service-cycle", f"services wait for each other: {' -> '.join((*trail, service.name))}")
+            raise ConfigError(
+                "service-cycle", f"services wait for each other: {' -> '.join((*trail, service.name))}"
+            )
         for other in service.after:
             if other in by_name and by_name[other].phase == service.phase:
                 visit(by_name[other], (*trail, service.name))
@@ -221,9 +231,17 @@ def _container(
     uses = []
     for use in value.get("files") or ():
         if use["file"] not in files:
-            raise ConfigError("service-file", f"container {name} reads {use['file']}, which files: lacks", where=str(where))
+            raise ConfigError(
+                "service-file", f"container {name} reads {use['file']}, which files: lacks", where=str(where)
+            )
         uses.append(
-            FileUse(use["file"], use["dest"], use.get("owner", "root"), str(use.get("perm", "0600")), use.get("only") or {})
+            FileUse(
+                use["file"],
+                use["dest"],
+                use.get("owner", "root"),
+                str(use.get("perm", "0600")),
+                use.get("only") or {},
+            )
         )
     group = value["group"]
     return Container(
@@ -248,8 +266,10 @@ def _container(
 
 def _job(service: str, phase: str, value: Mapping[str, Any], containers: Iterable[str], where: Path) -> Job:
     _unknown(value, _JOB_KEYS, where, f"job {value.get('name')}")
-    if value.get("container") not in containers:
-        raise ConfigError("service-job", f"job {value.get('name')} names no container of the service", where=str(where))
+    if value.get("container") not in set(containers):
+        raise ConfigError(
+            "service-job", f"job {value.get('name')} names no container of the service", where=str(where)
+        )
     return Job(
         name=value["name"],
         service=service,

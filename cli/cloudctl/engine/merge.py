@@ -96,7 +96,12 @@ def _raw(_base: str, overrides: Sequence[str]) -> str:
     return overrides[-1]
 
 
-FORMATS: dict[str, Callable[[str, Sequence[str]], str]] = {"ini": _ini, "yaml": _yaml, "json": _json, "raw": _raw}
+FORMATS: dict[str, Callable[[str, Sequence[str]], str]] = {
+    "ini": _ini,
+    "yaml": _yaml,
+    "json": _json,
+    "raw": _raw,
+}
 """How overrides merge, by the ``format`` of the file; ``raw`` files are replaced whole."""
 
 

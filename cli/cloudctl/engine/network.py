@@ -34,7 +34,13 @@ def networkd_files(site: Site, node: Node) -> dict[str, str]:
         )
         if bridged:
             files[f"/etc/systemd/network/05-cloudctl-{TENANT_BRIDGE}.network"] = _unit(
-                Interface(name=TENANT_BRIDGE, network="tenant", address=interface.address, mac=None, mtu=interface.mtu),
+                Interface(
+                    name=TENANT_BRIDGE,
+                    network="tenant",
+                    address=interface.address,
+                    mac=None,
+                    mtu=interface.mtu,
+                ),
                 interface.address,
                 cidr,
                 interface.mtu,
@@ -48,7 +54,9 @@ def _switches(node: Node) -> bool:
     return "control" in node.groups or "compute" in node.groups
 
 
-def _unit(interface: Interface, address: str | None, cidr: IPv4Network | None, mtu: int, gateway: str | None) -> str:
+def _unit(
+    interface: Interface, address: str | None, cidr: IPv4Network | None, mtu: int, gateway: str | None
+) -> str:
     match = f"MACAddress={interface.mac}" if interface.mac else f"Name={interface.name}"
     lines = [
         "# Written by cloudctl from the site's networks and inventory.",

@@ -44,7 +44,9 @@ def due_sections(spec: Spec, observed: Mapping[str, Any]) -> list[Spec]:
     return [change for change in found if change.get("action") != "report"]
 
 
-def build(specs: Mapping[str, Spec], observed: Observations, ceph: Sequence[Spec] = (), leader: str = "") -> Spec:
+def build(
+    specs: Mapping[str, Spec], observed: Observations, ceph: Sequence[Spec] = (), leader: str = ""
+) -> Spec:
     """Return the plan.
 
     Args:
@@ -93,7 +95,9 @@ def build(specs: Mapping[str, Spec], observed: Observations, ceph: Sequence[Spec
         "totals": totals,
         "scope": scope,
         "changes": bool(nodes) or bool(ceph),
-        "unhealthy": {node: list(found["unhealthy"]) for node, found in observed.items() if found["unhealthy"]},
+        "unhealthy": {
+            node: list(found["unhealthy"]) for node, found in observed.items() if found["unhealthy"]
+        },
     }
 
 
@@ -191,8 +195,8 @@ def summary(plan: Spec) -> str:
     if not plan["changes"]:
         return "nothing to change"
     names = {
-        "packages": "packages", "files": "files", "units": "units", "containers": "containers", "jobs": "jobs",
-        "cluster": "cluster entries", "ceph": "Ceph changes",
+        "packages": "packages", "files": "files", "units": "units", "containers": "containers",
+        "jobs": "jobs", "cluster": "cluster entries", "ceph": "Ceph changes",
     }  # fmt: skip
     parts = [f"{plan['totals'][key]} {label}" for key, label in names.items() if plan["totals"][key]]
     return f"{plan['totals']['nodes']} nodes: {', '.join(parts)}"

@@ -27,6 +27,13 @@ CONFIG_ROOT = "/etc/kolla"
 PROJECT = "cloudctl"
 LABEL = "cloudctl.parts"
 Spec = dict[str, Any]
+_HEALTHCHECK = {
+    "interval": "30s",
+    "timeout": "10s",
+    "retries": 3,
+    "start_period": "120s",
+    "start_interval": "1s",
+}
 
 
 def digest(value: object) -> str:
@@ -47,7 +54,9 @@ class Renderer:
         self.site = site
         loaded = list(services) if services is not None else load_services(Path(site.path))
         self.services = [service for service in loaded if self._service_enabled(service)]
-        self._frontends = {front["name"]: {**front, "service": s.name} for s in self.services for front in s.frontends}
+        self._frontends = {
+            front["name"]: {**front, "service": s.name} for s in self.services for front in s.frontends
+        }
         self._service_settings = {service.name: self._settings_of(service) for service in self.services}
         self._files = {name: config for service in self.services for name, config in service.files.items()}
         self._overrides: dict[Path, str | None] = {}
@@ -57,7 +66,9 @@ class Renderer:
 
         def source(name: str) -> tuple[str, str, Any] | None:
             owner, _, rest = name.partition("::")
-            roots = [directories[owner]] if rest and owner in directories else [*shared, *directories.values()]
+            roots = (
+                [directories[owner]] if rest and owner in directories else [*shared, *directories.values()]
+            )
             for root in roots:
                 path = root / (rest or name)
                 if path.is_file():
@@ -65,14 +76,17 @@ class Renderer:
             return None
 
         self._environment = jinja2.Environment(
-            loader=jinja2.FunctionLoader(source),  # type: ignore[arg-type]
+            loader=jinja2.FunctionLoader(source),
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
             keep_trailing_newline=True,
             autoescape=False,
         )
-        self._environment.filters["combine_options"] = lambda ours, site_options: {**ours, **(site_options or {})}
+        self._environment.filters["combine_options"] = lambda ours, site_options: {
+            **ours,
+            **(site_options or {}),
+        }
         self._environment.filters["to_json"] = lambda value: json.dumps(value, indent=2, sort_keys=True)
         self._environment.filters["password_hash"] = cluster_desired.password_hash
         self._environment.globals.update(self._globals())
@@ -80,7 +94,9 @@ class Renderer:
     # -- selection -----------------------------------------------------------------------------
 
     def _service_enabled(self, service: Service) -> bool:
-        return bool(self.site.get(f"services.{service.name}.enabled", True)) and self.matches(service.raw.get("only"))
+        return bool(self.site.get(f"services.{service.name}.enabled", True)) and self.matches(
+            service.raw.get("only")
+        )
 
     def _settings_of(self, service: Service) -> dict[str, Any]:
         return {
@@ -115,7 +131,10 @@ class Renderer:
 
     def _globals(self) -> dict[str, Any]:
         site = self.site
-        vip = {"internal": site.get("vip.internal"), "external": site.get("vip.external") or site.get("vip.internal")}
+        vip = {
+            "internal": site.get("vip.internal"),
+            "external": site.get("vip.external") or site.get("vip.internal"),
+        }
         storage = site.networks.get("storage")
         return {
             "site": site,
@@ -169,7 +188,9 @@ class Renderer:
         return f"mysql+pymysql://{user}:{password}@{self.site.get('vip.internal')}:3306/{database or user}"
 
     def _transport_url(self, user: str) -> str:
-        messaging = [s.raw["messaging"] for s in self.services if (s.raw.get("messaging") or {}).get("user") == user]
+        messaging = [
+            s.raw["messaging"] for s in self.services if (s.raw.get("messaging") or {}).get("user") == user
+        ]
         if not messaging:
             raise ConfigError("messaging-user", f"no service declares the messaging user {user!r}")
         password = self.secret(f"{user}_messaging_password")
@@ -183,8 +204,10 @@ class Renderer:
             if not fronts:
                 raise ConfigError("frontend-unknown", f"no service declares the frontend {frontend!r}")
             front = fronts[0]
-        vips = self._environment.globals["vip"]
-        return f"https://{vips[scope]}:{front.get('public_port', front['port']) if scope == 'external' else front['port']}"
+        address = self.site.get("vip.internal")
+        if scope == "external":
+            address = self.site.get("vip.external") or address
+        return f"https://{address}:{front['port']}"
 
     def _auth_url(self) -> str:
         for service in self.services:
@@ -230,11 +253,17 @@ class Renderer:
             base = Path(self.site.path) / "overrides"
             stem, dot, suffix = config.name.rpartition(".")
             specific = base / (stem or suffix) / f"{node.name}{dot if stem else ''}{suffix if stem else ''}"
-            layers = [layer for layer in (self._override(base / config.name), self._override(specific)) if layer is not None]
+            layers = [
+                layer
+                for layer in (self._override(base / config.name), self._override(specific))
+                if layer is not None
+            ]
             try:
                 self._rendered[key] = merge(text, layers, config.format)
             except (ValueError, yaml.YAMLError) as error:
-                raise ConfigError("override-malformed", f"{config.name}: {error}", where=str(base / config.name)) from error
+                raise ConfigError(
+                    "override-malformed", f"{config.name}: {error}", where=str(base / config.name)
+                ) from error
         return self._rendered[key]
 
     def command(self, value: Any) -> str:
@@ -242,7 +271,9 @@ class Renderer:
         if isinstance(value, Mapping):
             chosen = value.get(self.site.get("image_set"))
             if chosen is None:
-                raise ConfigError("command-image-set", f"no command for image set {self.site.get('image_set')!r}")
+                raise ConfigError(
+                    "command-image-set", f"no command for image set {self.site.get('image_set')!r}"
+                )
             return str(chosen)
         return str(value or "")
 
@@ -407,7 +438,9 @@ class Renderer:
         units = [entry for entry in data["units"] if self._wanted_on(entry, node)]
         return {
             "packages": sorted(set(packages)),
-            "units": [{key: entry[key] for key in ("name", "state", "enabled") if key in entry} for entry in units],
+            "units": [
+                {key: entry[key] for key in ("name", "state", "enabled") if key in entry} for entry in units
+            ],
             "files": files,
             "apply": data["apply"],
         }
@@ -441,7 +474,9 @@ class Renderer:
                 inputs[name] = parts.get(name) or "absent"
             else:
                 raise ConfigError("job-input", f"job {job.id}: unknown input {name!r}")
-        container = next(c for s in self.services if s.name == job.service for c in s.containers if c.name == job.container)
+        container = next(
+            c for s in self.services if s.name == job.service for c in s.containers if c.name == job.container
+        )
         first = next(n.name for n in self.managed_nodes() if set(n.groups) & set(container.groups))
         return {
             "id": job.id,
@@ -485,11 +520,19 @@ class Renderer:
 
 
 def _file(path: str, content: str, area: str, container: str = "") -> Spec:
-    return {"path": path, "content": content, "mode": "0600", "area": area, "container": container, "apply": []}
+    return {
+        "path": path,
+        "content": content,
+        "mode": "0600",
+        "area": area,
+        "container": container,
+        "apply": [],
+    }
 
 
 def _healthcheck(text: str) -> Spec:
-    check: Spec = json.loads(text)
+    # Often at first, so that waiting for a new container takes no longer than its start; seldom afterwards.
+    check: Spec = {**_HEALTHCHECK, **json.loads(text)}
     test = check.get("test")
     if isinstance(test, str):
         check["test"] = ["CMD-SHELL", test]

@@ -32,7 +32,9 @@ _NEEDS = {
 }
 """What each action of the node-side module needs of the spec; the others need all of it."""
 
-_SECRET_LINE = re.compile(r"(?i)^([ +-]\s*[\w.-]*(?:password|secret|_key|token|connection|transport_url)[\w.-]*\s*[=:])(.*)$")
+_SECRET_LINE = re.compile(
+    r"(?i)^([ +-]\s*[\w.-]*(?:password|secret|_key|token|connection|transport_url)[\w.-]*\s*[=:])(.*)$"
+)
 
 
 class Workspace:
@@ -81,7 +83,9 @@ class Workspace:
     def ceph_arguments(self) -> Spec:
         """Return the arguments of the module that works on the Ceph cluster."""
         devices = {
-            node: found["devices"] for node in self.index["nodes"] if "devices" in (found := self.observed(node))
+            node: found["devices"]
+            for node in self.index["nodes"]
+            if "devices" in (found := self.observed(node))
         }
         return {"desired": self._ceph["desired"], "secrets": self._ceph["secrets"], "devices": devices}
 
