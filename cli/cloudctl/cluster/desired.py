@@ -27,7 +27,7 @@ INTERFACES = {"public": "external", "internal": "internal", "admin": "internal"}
 
 
 def password_hash(password: str, salt: str) -> str:
-    """Return a password as RabbitMQ stores it: base64 of a four-byte salt and the SHA-256 of salt and password.
+    """Return a password as RabbitMQ stores it: base64 of a four-byte salt and SHA-256 of salt and password.
 
     Args:
         salt: any text; the four bytes follow from it, so that the same input gives the same hash.
@@ -125,7 +125,9 @@ def _identity(site: Site, services: Sequence[Definition]) -> dict[str, Any]:
     }
 
 
-def _endpoints(site: Site, entry: Mapping[str, Any], front: Mapping[str, Any], region: str) -> Iterator[dict[str, str]]:
+def _endpoints(
+    site: Site, entry: Mapping[str, Any], front: Mapping[str, Any], region: str
+) -> Iterator[dict[str, str]]:
     for interface, scope in INTERFACES.items():
         address, port = site.get("vip.internal"), front["port"]
         if scope == "external":
