@@ -42,7 +42,7 @@ def credentials(site: Site, *, interface: str = "internal") -> dict[str, str]:
         "OS_INTERFACE": interface,
         "OS_ENDPOINT_TYPE": interface,
     }
-    if ca_file(site).is_file() or "ca_certificate" in site.secrets:
+    if _ca_text(site):
         variables["OS_CACERT"] = str(ca_file(site))
     return variables
 
@@ -65,11 +65,19 @@ def write_openrc(site: Site) -> list[Path]:
 
 
 def write_ca(site: Site) -> list[Path]:
-    """Write the site CA's certificate to ``ca.crt`` where it differs; returns the files written."""
-    certificate = site.secrets.get("ca_certificate")
+    """Write the CA's certificate to ``ca.crt`` where it differs; returns the files written."""
+    certificate = _ca_text(site)
     if not certificate:
         return []
     return _write_if_different(ca_file(site), certificate.rstrip("\n") + "\n", 0o644)
+
+
+def _ca_text(site: Site) -> str:
+    """Return the certificate that clients must trust; empty where the system's CAs do."""
+    if site.get("tls.source", "site-ca") == "provided":
+        ca = site.get("tls.ca", None)
+        return (site.path / ca).read_text() if ca else ""
+    return site.secrets.get("ca_certificate", "")
 
 
 def _cloud(site: Site, interface: str) -> dict[str, Any]:

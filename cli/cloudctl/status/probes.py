@@ -1,0 +1,169 @@
+"""What is asked inside containers, and how the answers are read. Pure.
+
+This is the one place that knows how the clustered services tell their state; which containers should run
+comes from the service definitions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_CEPH = ["ceph", "--connect-timeout", "10", "-n", "mon.", "-k", "/var/lib/ceph/mon/ceph-{hostname}/keyring"]
+
+PROBES: dict[str, dict[str, Any]] = {
+    "galera": {
+        "container": "mariadb",
+        "command": ["mariadb", "--no-auto-rehash", "-NBe", "show global status like 'wsrep_%'"],
+    },
+    "rabbitmq": {
+        "container": "rabbitmq",
+        "user": "rabbitmq",
+        "command": ["rabbitmqctl", "--quiet", "cluster_status", "--formatter", "json"],
+    },
+    "ovn_northbound": {
+        "container": "ovn_nb_db",
+        "command": [
+            "ovn-appctl", "--timeout=5", "-t", "/run/ovn/ovnnb_db.ctl", "cluster/status", "OVN_Northbound",
+        ],
+    },
+    "ovn_southbound": {
+        "container": "ovn_sb_db",
+        "command": [
+            "ovn-appctl", "--timeout=5", "-t", "/run/ovn/ovnsb_db.ctl", "cluster/status", "OVN_Southbound",
+        ],
+    },
+    "ceph": {"container": "ceph-*-mon[-.]*", "command": [*_CEPH, "status", "--format", "json"]},
+    "ceph_version": {"container": "ceph-*-mon[-.]*", "command": ["ceph", "--version"]},
+}  # fmt: skip
+"""By name: container (shell pattern), command, user; as the module ``cloudctl_status`` takes them."""
+
+
+def parse_galera(text: str) -> dict[str, Any]:
+    """Read ``show status like 'wsrep_%'`` as printed with ``-NB``.
+
+    Returns:
+        ``size`` (members that this one sees), ``state`` (Synced …), ``primary`` (part of the majority),
+        ``ready``.
+    """
+    values = dict(line.split("\t", 1) for line in text.splitlines() if "\t" in line)
+    return {
+        "size": int(values.get("wsrep_cluster_size") or 0),
+        "state": values.get("wsrep_local_state_comment", ""),
+        "primary": values.get("wsrep_cluster_status", "") == "Primary",
+        "ready": values.get("wsrep_ready", "") == "ON",
+    }
+
+
+def parse_rabbitmq(text: str) -> dict[str, Any]:
+    """Read ``rabbitmqctl cluster_status --formatter json``.
+
+    Returns:
+        ``running`` and ``members`` (node names), ``partitions`` and ``alarms`` (texts).
+    """
+    data = json.loads(text)
+    return {
+        "members": sorted(data.get("disk_nodes", []) + data.get("ram_nodes", [])),
+        "running": sorted(data.get("running_nodes", [])),
+        "partitions": sorted(
+            f"{node} does not see {', '.join(others)}"
+            for node, others in (data.get("partitions") or {}).items()
+        ),
+        "alarms": sorted(_alarm(alarm) for alarm in data.get("alarms") or []),
+    }
+
+
+def _alarm(alarm: Any) -> str:
+    if isinstance(alarm, Mapping):
+        return " ".join(str(alarm[key]) for key in ("node", "type", "resource") if key in alarm)
+    return str(alarm)
+
+
+def parse_ovn(text: str) -> dict[str, Any]:
+    """Read ``ovn-appctl cluster/status``.
+
+    Returns:
+        ``role`` (leader, follower, candidate), ``status`` (cluster member …), ``leader`` (known at all),
+        ``servers`` (how many the cluster has), ``address`` (this one's).
+    """
+
+    def field(name: str) -> str:
+        match = re.search(rf"^{name}: *(.*)$", text, re.MULTILINE)
+        return match.group(1).strip() if match else ""
+
+    servers = text.partition("\nServers:\n")[2]
+    return {
+        "role": field("Role"),
+        "status": field("Status"),
+        "leader": field("Leader") not in ("", "unknown"),
+        "servers": len(re.findall(r"^ +\w+ \(\w+ at ", servers, re.MULTILINE)) or 1,
+        "address": field("Address"),
+    }
+
+
+def parse_ceph(text: str) -> dict[str, Any]:
+    """Read ``ceph status --format json``.
+
+    Returns:
+        ``health``, ``checks`` ({name: text}, muted ones left out), ``quorum`` and ``mons`` (names), ``osds``,
+        ``osds_up``, ``osds_in``, ``mgr`` (one is active), ``pgs`` ({state: number}), ``bytes_used``,
+        ``bytes_total``.
+    """
+    data = json.loads(text)
+    health = data.get("health") or {}
+    osds = data.get("osdmap") or {}
+    osds = osds.get("osdmap", osds)  # nested in older releases
+    pgs = data.get("pgmap") or {}
+    return {
+        "health": health.get("status", ""),
+        "checks": {
+            name: (check.get("summary") or {}).get("message", "")
+            for name, check in (health.get("checks") or {}).items()
+            if not check.get("muted")
+        },
+        "quorum": sorted(data.get("quorum_names") or []),
+        "mons": int((data.get("monmap") or {}).get("num_mons") or 0),
+        "mgr": bool((data.get("mgrmap") or {}).get("available")),
+        "osds": int(osds.get("num_osds") or 0),
+        "osds_up": int(osds.get("num_up_osds") or 0),
+        "osds_in": int(osds.get("num_in_osds") or 0),
+        "pgs": {entry["state_name"]: entry["count"] for entry in pgs.get("pgs_by_state") or []},
+        "bytes_used": int(pgs.get("bytes_used") or 0),
+        "bytes_total": int(pgs.get("bytes_total") or 0),
+    }
+
+
+def parse_ceph_version(text: str) -> dict[str, Any]:
+    """Read ``ceph --version``: ``{"version": "18.2.7"}``."""
+    match = re.search(r"ceph version (\S+)", text)
+    return {"version": match.group(1) if match else ""}
+
+
+PARSERS = {
+    "galera": parse_galera,
+    "rabbitmq": parse_rabbitmq,
+    "ovn_northbound": parse_ovn,
+    "ovn_southbound": parse_ovn,
+    "ceph": parse_ceph,
+    "ceph_version": parse_ceph_version,
+}
+
+
+def parse(name: str, answer: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """Read a probe's answer.
+
+    Args:
+        answer: ``{rc, stdout, stderr}``.
+
+    Returns:
+        ``(data, "")``, or ``(None, why not)``.
+    """
+    if answer.get("rc") != 0:
+        lines = str(answer.get("stderr") or answer.get("stdout") or "").strip().splitlines()
+        return None, lines[-1] if lines else f"ended with {answer.get('rc')}"
+    try:
+        return PARSERS[name](str(answer["stdout"])), ""
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return None, f"its answer cannot be read ({error})"

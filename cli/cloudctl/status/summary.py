@@ -1,0 +1,433 @@
+"""From what was read to a judgement: what is wrong, where, and how to go on. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cloudctl.errors import CloudctlError
+from cloudctl.status.probes import parse
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is not as it should be.
+
+    Attributes:
+        ref: kebab-case identifier.
+        message: what is wrong.
+        where: the node, or the part of the cloud.
+        hint: how to go on.
+        warning: worth knowing, but the cloud works.
+    """
+
+    ref: str
+    message: str
+    where: str
+    hint: str = ""
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the site wants.
+
+    Attributes:
+        containers: by node, the containers that should run, as ``{"name", "service"}``.
+        nodes: every node's groups, in the order of the inventory.
+        mons: how many Ceph monitors; 0: no Ceph.
+        osds: how many OSDs.
+        vips: virtual addresses.
+        release: OpenStack release.
+    """
+
+    containers: Mapping[str, Sequence[Mapping[str, str]]]
+    nodes: Mapping[str, Sequence[str]]
+    mons: int = 0
+    osds: int = 0
+    vips: Mapping[str, str] = field(default_factory=dict)
+    release: str = ""
+
+    def nodes_of(self, container: str) -> list[str]:
+        """Return the nodes on which a container should run."""
+        return [
+            node for node, wanted in self.containers.items() if any(c["name"] == container for c in wanted)
+        ]
+
+
+@dataclass
+class Status:
+    """The judged state; ``sections`` is what the tables show, ready for JSON."""
+
+    problems: list[Problem] = field(default_factory=list)
+    sections: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def healthy(self) -> bool:
+        """True when nothing is wrong (warnings do not count)."""
+        return not any(not problem.warning for problem in self.problems)
+
+    def add(self, ref: str, message: str, where: str, hint: str = "", *, warning: bool = False) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(ref, message, where, hint, warning))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything for ``--output json``."""
+        return {
+            "healthy": self.healthy,
+            "problems": [asdict(problem) for problem in self.problems],
+            **self.sections,
+        }
+
+
+def summarise(
+    facts: Mapping[str, Mapping[str, Any]],
+    silent: Mapping[str, CloudctlError],
+    api: Mapping[str, Any],
+    expected: Expected,
+) -> Status:
+    """Judge the cloud.
+
+    Args:
+        facts: by node, what ``cloudctl_status`` returned.
+        silent: by node, why it does not answer.
+        api: what ``collect_api`` returned.
+        expected: what the site wants.
+    """
+    status = Status()
+    answers, unread = _read_probes(facts)
+    _nodes(status, facts, silent, expected)
+    _containers(status, facts, expected)
+    _unread(status, unread)
+    _galera(status, answers.get("galera", {}), expected)
+    _rabbitmq(status, answers.get("rabbitmq", {}), expected)
+    _ovn(status, answers, expected)
+    _vips(status, facts, expected)
+    _ceph(status, answers, expected)
+    _api(status, api, expected)
+    _versions(status, facts, answers, expected)
+    return status
+
+
+Answers = dict[str, dict[str, dict[str, Any]]]
+"""By probe and node, the parsed answer."""
+
+
+def _read_probes(facts: Mapping[str, Mapping[str, Any]]) -> tuple[Answers, list[tuple[str, str, str]]]:
+    answers: Answers = {}
+    unread: list[tuple[str, str, str]] = []
+    for node, known in facts.items():
+        for name, answer in (known.get("probes") or {}).items():
+            data, why = parse(name, answer)
+            if data is None:
+                unread.append((name, node, why))
+            else:
+                answers.setdefault(name, {})[node] = data
+    return answers, unread
+
+
+def _nodes(
+    status: Status,
+    facts: Mapping[str, Mapping[str, Any]],
+    silent: Mapping[str, CloudctlError],
+    expected: Expected,
+) -> None:
+    rows = []
+    for node, groups in expected.nodes.items():
+        known = (facts.get(node) or {}).get("node") or {}
+        memory = known.get("memory") or {}
+        rows.append(
+            {
+                "name": node,
+                "groups": list(groups),
+                "reachable": node in facts,
+                "uptime": known.get("uptime"),
+                "load": known.get("load"),
+                "memory_available": memory.get("available"),
+                "memory_total": memory.get("total"),
+                "disks": known.get("disks") or {},
+            }
+        )
+        if node in facts:
+            for path, disk in (known.get("disks") or {}).items():
+                if disk["total"] and disk["free"] / disk["total"] < 0.05:
+                    share = 100 * disk["free"] / disk["total"]
+                    status.add(
+                        "disk-full", f"only {share:.0f} % of {path} is free", node,
+                        "remove what is not needed there, or give it more room",
+                    )  # fmt: skip
+            continue
+        error = silent.get(node)
+        if error is None:
+            status.add(
+                "node-unread", "the node was not asked", node, "see the run's log: 'cloudctl runs show --log'"
+            )
+        else:
+            status.add(error.ref, error.message, node, error.hint or "")
+    status.sections["nodes"] = rows
+
+
+def _containers(status: Status, facts: Mapping[str, Mapping[str, Any]], expected: Expected) -> None:
+    services: dict[str, dict[str, int]] = {}
+    rows = []
+    for node, wanted in expected.containers.items():
+        engine = (facts.get(node) or {}).get("engine") or {}
+        if node in facts and engine.get("error") and wanted:
+            status.add(
+                "engine-down", f"the container engine does not answer: {engine['error']}", node,
+                "systemctl status docker, on that node; 'cloudctl deploy' installs and starts it",
+            )  # fmt: skip
+        found = {c["name"]: c for c in (facts.get(node) or {}).get("containers") or []}
+        for container in wanted:
+            name, service = container["name"], container["service"]
+            count = services.setdefault(service, {"wanted": 0, "running": 0, "healthy": 0})
+            count["wanted"] += 1
+            state = found.get(name) or {
+                "state": "absent" if node in facts else "unknown",
+                "health": "",
+                "status": "",
+            }
+            running = state["state"] == "running"
+            # A container without a health check is as healthy as it can tell.
+            healthy = running and state["health"] in ("healthy", "")
+            count["running"] += running
+            count["healthy"] += healthy
+            rows.append(
+                {
+                    "node": node,
+                    "service": service,
+                    "name": name,
+                    "state": state["state"],
+                    "health": state["health"],
+                    "status": state["status"],
+                }
+            )
+            if node in facts and not engine.get("error") and not healthy:
+                _container_problem(status, node, name, state)
+    status.sections["services"] = services
+    status.sections["containers"] = rows
+
+
+def _container_problem(status: Status, node: str, name: str, state: Mapping[str, str]) -> None:
+    if state["state"] == "absent":
+        status.add("container-absent", f"{name} does not exist", node, "'cloudctl deploy' makes it")
+    elif state["state"] != "running":
+        status.add(
+            "container-stopped", f"{name} is {state['state']} ({state['status']})", node,
+            f"docker logs {name}, on that node; 'cloudctl deploy' starts it",
+        )  # fmt: skip
+    elif state["health"] == "starting":
+        status.add("container-starting", f"{name} is still starting", node, "wait, and look again")
+    else:
+        status.add(
+            "container-unhealthy", f"{name} runs but its health check fails", node,
+            f"docker inspect -f '{{{{json .State.Health}}}}' {name}, on that node",
+        )  # fmt: skip
+
+
+def _unread(status: Status, unread: Sequence[tuple[str, str, str]]) -> None:
+    for name, node, why in unread:
+        status.add("state-unreadable", f"{name.replace('_', ' ')} does not tell its state: {why}", node)
+
+
+def _galera(status: Status, members: Mapping[str, Mapping[str, Any]], expected: Expected) -> None:
+    wanted = len(expected.nodes_of("mariadb"))
+    status.sections["galera"] = {"wanted": wanted, "members": dict(members)}
+    if not wanted:
+        return
+    hint = "it comes back by itself while a majority runs; see the log of the container mariadb there"
+    for node, member in members.items():
+        if not member["primary"] or not member["ready"]:
+            status.add(
+                "galera-no-majority", "the database is not part of the majority and refuses work", node, hint
+            )
+        elif member["state"] != "Synced":
+            status.add("galera-not-synced", f"the database is '{member['state']}', not Synced", node, hint)
+    size = max((member["size"] for member in members.values() if member["primary"]), default=0)
+    if size < wanted:
+        status.add(
+            "galera-incomplete", f"the database cluster has {size} of {wanted} members", "galera", hint
+        )
+
+
+def _rabbitmq(status: Status, members: Mapping[str, Mapping[str, Any]], expected: Expected) -> None:
+    wanted = len(expected.nodes_of("rabbitmq"))
+    status.sections["rabbitmq"] = {"wanted": wanted, "members": dict(members)}
+    if not wanted:
+        return
+    running = max((len(member["running"]) for member in members.values()), default=0)
+    if running < wanted:
+        status.add(
+            "rabbitmq-incomplete", f"the message bus has {running} of {wanted} members", "rabbitmq",
+            "see the log of the container rabbitmq on the missing one",
+        )  # fmt: skip
+    seen: set[tuple[str, str]] = set()
+    for node, member in members.items():
+        for kind, texts in (
+            ("rabbitmq-partition", member["partitions"]),
+            ("rabbitmq-alarm", member["alarms"]),
+        ):
+            for text in texts:
+                if (kind, text) not in seen:
+                    seen.add((kind, text))
+                    status.add(
+                        kind, f"the message bus: {text}", node, "see the log of the container rabbitmq"
+                    )
+
+
+def _ovn(status: Status, answers: Answers, expected: Expected) -> None:
+    section: dict[str, Any] = {}
+    for probe, container in (("ovn_northbound", "ovn_nb_db"), ("ovn_southbound", "ovn_sb_db")):
+        wanted = len(expected.nodes_of(container))
+        members = answers.get(probe, {})
+        leaders = [node for node, member in members.items() if member["role"] == "leader"]
+        section[probe] = {
+            "wanted": wanted,
+            "leader": leaders[0] if leaders else None,
+            "members": dict(members),
+        }
+        if not wanted:
+            continue
+        name = probe.replace("_", " ").replace("ovn", "OVN")
+        joined = sum(member["status"] == "cluster member" for member in members.values())
+        if joined < wanted:
+            status.add(
+                "ovn-incomplete", f"{name}: {joined} of {wanted} members", probe,
+                f"see the log of the container {container} on the missing one",
+            )  # fmt: skip
+        if not leaders and members:
+            status.add(
+                "ovn-no-leader", f"{name} has no leader", probe, "a majority of the controllers must run"
+            )
+        for node, member in members.items():
+            if member["servers"] > wanted:
+                status.add(
+                    "ovn-stale-member", f"{name} has {member['servers']} members, {wanted} are wanted", node,
+                    "remove the stale one: ovn-appctl cluster/kick",
+                )  # fmt: skip
+                break
+    status.sections["ovn"] = section
+
+
+def _vips(status: Status, facts: Mapping[str, Mapping[str, Any]], expected: Expected) -> None:
+    section: dict[str, Any] = {}
+    for name, address in expected.vips.items():
+        holders = [
+            node
+            for node, known in facts.items()
+            if any(entry["address"] == address for entry in known.get("addresses") or [])
+        ]
+        section[name] = {"address": address, "holders": holders}
+        if not holders:
+            status.add(
+                "vip-without-holder", f"no node holds the {name} virtual address {address}", f"vip {name}",
+                "see the log of the container keepalived on the controllers",
+            )  # fmt: skip
+        elif len(holders) > 1:
+            status.add(
+                "vip-held-twice", f"{', '.join(holders)} all hold the {name} virtual address {address}",
+                f"vip {name}", "the controllers do not hear each other's VRRP: check the management network",
+            )  # fmt: skip
+    status.sections["vip"] = section
+
+
+# What Ceph complains about although it works as configured.
+_CEPH_WARNINGS = {
+    "AUTH_INSECURE_GLOBAL_ID_RECLAIM",
+    "AUTH_INSECURE_GLOBAL_ID_RECLAIM_ALLOWED",
+    "MON_DISK_LOW",
+    "OSDMAP_FLAGS",
+    "POOL_APP_NOT_ENABLED",
+    "POOL_NO_REDUNDANCY",
+    "POOL_TOO_FEW_PGS",
+    "POOL_TOO_MANY_PGS",
+    "RECENT_CRASH",
+    "RECENT_MGR_MODULE_CRASH",
+    "TOO_FEW_PGS",
+}
+
+
+def _ceph(status: Status, answers: Answers, expected: Expected) -> None:
+    members = answers.get("ceph", {})
+    if not expected.mons and not members:
+        status.sections["ceph"] = None
+        return
+    if not members:
+        status.sections["ceph"] = {"health": "unknown"}
+        status.add(
+            "ceph-silent", "no Ceph monitor tells the cluster's state", "ceph",
+            "check the monitors' containers on the mon nodes; a majority of them must run",
+        )  # fmt: skip
+        return
+    # All of a quorum tell the same; one without quorum would not have answered.
+    state = next(iter(members.values()))
+    status.sections["ceph"] = {**state, "mons_wanted": expected.mons, "osds_wanted": expected.osds}
+    if len(state["quorum"]) < expected.mons:
+        status.add(
+            "ceph-mons-missing", f"{len(state['quorum'])} of {expected.mons} monitors are in quorum", "ceph",
+            "check the monitors' containers on the mon nodes",
+        )  # fmt: skip
+    osds = max(expected.osds, state["osds"])
+    if state["osds_up"] < osds:
+        status.add(
+            "ceph-osds-down", f"{state['osds_up']} of {osds} OSDs are up", "ceph",
+            "'ceph osd tree' in 'cephadm shell' names them; see their containers' logs",
+        )  # fmt: skip
+    for check, message in state["checks"].items():
+        status.add(
+            "ceph-" + check.lower().replace("_", "-"), f"Ceph: {message}", "ceph",
+            "'ceph health detail' in 'cephadm shell' on a mon node", warning=check in _CEPH_WARNINGS,
+        )  # fmt: skip
+    if state["health"] == "HEALTH_ERR" and not state["checks"]:
+        status.add("ceph-error", "Ceph reports HEALTH_ERR", "ceph")
+
+
+_API_NAMES = {
+    "identity": "the identity API",
+    "compute": "the compute API",
+    "hypervisors": "the compute API",
+    "network": "the network API",
+    "volume": "the volume API",
+}
+
+
+def _api(status: Status, api: Mapping[str, Any], expected: Expected) -> None:
+    for name in ("compute", "hypervisors", "network", "volume"):
+        rows = api.get(name)
+        status.sections[name] = rows
+        for row in rows or []:
+            where = str(row.get("host") or row["name"])
+            if not row["enabled"]:
+                # Disabled on purpose, for example for maintenance; then it may be down too.
+                status.add("service-disabled", f"{row['name']} is disabled", where, warning=True)
+            elif not row["up"]:
+                status.add(
+                    "service-down", f"{row['name']} does not report ({name})", where,
+                    "see its container's log on that node",
+                )  # fmt: skip
+    shown: set[tuple[str, str]] = set()
+    for name, why in (api.get("errors") or {}).items():
+        if (_API_NAMES[name], why) in shown:
+            continue
+        shown.add((_API_NAMES[name], why))
+        status.add(
+            "api-silent", f"{_API_NAMES[name]} does not answer: {why}", f"api {name}",
+            "see the containers above, and who holds the virtual address",
+        )  # fmt: skip
+    status.sections["api_errors"] = dict(api.get("errors") or {})
+
+
+def _versions(
+    status: Status, facts: Mapping[str, Mapping[str, Any]], answers: Answers, expected: Expected
+) -> None:
+    def values(pick: Any) -> list[str]:
+        return sorted({str(value) for known in facts.values() if (value := pick(known))})
+
+    status.sections["versions"] = {
+        "openstack": expected.release,
+        "ceph": sorted({answer["version"] for answer in answers.get("ceph_version", {}).values()}),
+        "engine": values(lambda known: (known.get("engine") or {}).get("version")),
+        "kernel": values(lambda known: (known.get("node") or {}).get("kernel")),
+        "system": values(lambda known: (known.get("node") or {}).get("system")),
+    }
