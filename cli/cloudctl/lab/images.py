@@ -62,6 +62,16 @@ def ensure(report: Report) -> None:
     if not exists(deploy_image()):
         report("building the deploy node's image (a minute or two)")
         build_deploy(deploy_image())
+        _remove_older(deploy_image())
+        _remove_older(node_image())
+
+
+def _remove_older(image: str) -> None:
+    """Remove images that were built from earlier definitions and that no node uses."""
+    repository, _, tag = image.rpartition(":")
+    for older in run([*podman(), "images", "--format", "{{.Tag}}", repository]).split():
+        if older != tag:
+            run([*podman(), "rmi", f"{repository}:{older}"], check=False)
 
 
 def build_node(image: str) -> None:
@@ -142,5 +152,6 @@ def remove() -> None:
     listed = run(
         [*podman(), "images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", f"reference={REPOSITORY}/*"]
     )
-    if names := listed.split():
-        run([*podman(), "rmi", "-f", *names])
+    # Deploy images first, they are made from the others; never by force: that would remove containers.
+    for name in sorted(listed.split()):
+        run([*podman(), "rmi", name], check=False)

@@ -91,7 +91,7 @@ def create(name: str, report: Report, *, wait: bool = True) -> list[str]:
                 "nodes": {node.name: node.role for node in wanted.values()},
             }
         )
-        sitedir.write(wanted.values(), source, report)
+        sitedir.write(wanted.values(), report)
         present = nodes.containers()
         key = sitedir.public_key()
         begun: list[str] = []
@@ -102,6 +102,8 @@ def create(name: str, report: Report, *, wait: bool = True) -> list[str]:
                 nodes.remove(node.name)
                 network.unplug(node)
             elif node.name in present and present[node.name] not in ("created", "configured"):
+                if present[node.name] == "running":
+                    nodes.start(node)
                 return
             if half_made or node.name not in present or (stale and node.role == "deploy"):
                 is_deploy = node.role == "deploy"
@@ -113,6 +115,7 @@ def create(name: str, report: Report, *, wait: bool = True) -> list[str]:
 
         began = time.monotonic()
         _each(make, wanted.values())
+        sitedir.save_record(sitedir.record() | {"code": str(source)})
         if wait:
             _each(nodes.wait, [wanted[key] for key in begun])
         report(f"{len(begun)} nodes made in {time.monotonic() - began:.1f} s, {len(wanted)} in the lab")

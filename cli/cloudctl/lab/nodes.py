@@ -110,7 +110,8 @@ def _install(node: LabNode, root: Path, authorized_key: str) -> None:
     write("etc/cloudctl-lab/role", node.role + "\n")
     for nic, address in node.configured().items():
         write(
-            f"etc/systemd/network/10-{nic}.network",
+            # Sorts late: a file that cloudctl's own network role writes for the NIC wins.
+            f"etc/systemd/network/80-installer-{nic}.network",
             f"[Match]\nName={nic}\n\n[Network]\nAddress={address}\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n",
         )
 
@@ -122,8 +123,9 @@ def pid(node: LabNode) -> int:
 
 
 def start(node: LabNode) -> None:
-    """Switch the node on; does not wait until it has booted."""
-    if pid(node):
+    """Switch the node on, or plug in what a running one lacks; does not wait until it has booted."""
+    if process := pid(node):
+        network.plug_in(node, process)
         return
     network.unplug(node)
     run([*podman(), "start", node.container])

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import secrets
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cloudctl.errors import CloudctlError
+from cloudctl.errors import ConfigError
 from cloudctl.lab import nodes as lab_nodes
 from cloudctl.lab.host import run
 from cloudctl.lab.podman import open_files
 from cloudctl.lab.remote import MARKER
 from cloudctl.lab.topology import DEPLOY_ADDRESSES, NETWORKS, NICS, LabNode, make_node
+from cloudctl.paths import data_root
 
 SITE = lab_nodes.STATE / "site"
 _HEADER = "# Written by `cloudctl lab create`; yours to change: a changed file is never written again.\n"
@@ -107,7 +106,7 @@ def settings() -> dict[str, Any]:
     }
 
 
-def write(nodes: Iterable[LabNode], code: Path, report: Callable[[str], None]) -> None:
+def write(nodes: Iterable[LabNode], report: Callable[[str], None]) -> None:
     """Write the site's files: missing ones, and those that nobody changed since the lab wrote them."""
     nodes = list(nodes)
     SITE.mkdir(parents=True, exist_ok=True)
@@ -147,7 +146,7 @@ def write(nodes: Iterable[LabNode], code: Path, report: Callable[[str], None]) -
             handle.write(secrets.token_urlsafe(32) + "\n")
     (SITE / "overrides").mkdir(exist_ok=True)
     (SITE / ".cloudctl").mkdir(mode=0o700, exist_ok=True)
-    save_record(record() | {"written": written, "code": str(code)})
+    save_record(record() | {"written": written})
 
 
 def _checksum(text: str) -> str:
@@ -168,19 +167,17 @@ def _pin_host_keys(nodes: list[LabNode]) -> None:
 
 
 def finish(report: Callable[[str], None]) -> None:
-    """Write the image lock from the builder's record and generate the secrets that are missing."""
-    if not (SITE / "images.lock.json").exists():
-        try:
-            write_lock = importlib.import_module("cloudctl.images").write_lock
-            write_lock(SITE)
-        except (ImportError, AttributeError, OSError, CloudctlError) as error:
-            report(f"no images.lock.json: {error}")
+    """Pin the images that are built, and generate the secrets that are missing."""
+    from cloudctl.images.builder import write_lock
+    from cloudctl.images.definition import load_catalogue
+    from cloudctl.site.secrets import generate
+
+    lock = SITE / "images.lock.json"
     try:
-        command = importlib.import_module("cloudctl.commands.secrets").command
-    except ImportError:
-        return
-    result = command.main(
-        args=["generate"], prog_name="cloudctl secrets", standalone_mode=False, obj=SITE.absolute()
-    )
-    if isinstance(result, int) and result:
-        report(f"secrets were not generated (exit code {result}): cloudctl --site {SITE} secrets generate")
+        write_lock(lock, settings()["registry"]["address"], catalogue=load_catalogue(data_root() / "images"))
+    except ConfigError as error:
+        kept = "stays as it was" if lock.exists() else "is not there yet"
+        report(f"images.lock.json {kept} ({error.ref}): cloudctl image build, then cloudctl lab create again")
+    made = generate(SITE).made
+    if made:
+        report(f"{len(made)} secrets made")

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 PATIENCE = 10.0
 """Seconds between SIGINT, SIGTERM and SIGKILL once the host's process is gone."""
@@ -34,7 +35,7 @@ def main() -> None:
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(reader, True)
     # Both ends are open: nothing stays behind even when the caller is killed.
-    os.unlink(fifo)
+    Path(fifo).unlink()
     child = subprocess.Popen(command, start_new_session=own_group, preexec_fn=_default_interrupt)
 
     def send(number: int) -> None:

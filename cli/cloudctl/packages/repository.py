@@ -12,6 +12,7 @@ import yaml
 from cloudctl.lab import images
 from cloudctl.lab.host import CACHE, run
 from cloudctl.lab.podman import limits, podman
+from cloudctl.paths import data_root
 
 REPOSITORY = CACHE / "repository"
 CURRENT = REPOSITORY / "current"
@@ -29,8 +30,11 @@ def wanted_packages() -> list[str]:
 
 
 def version() -> str:
-    """Return the name of the repository that fits the package list and the node image."""
-    return hashlib.sha256("\n".join([images.node_image(), *wanted_packages()]).encode()).hexdigest()[:12]
+    """Return the name of the repository that fits the package list and what a bare node has already."""
+    present = images.read_list(data_root() / "lab" / "node" / "packages.txt")
+    return hashlib.sha256("\n".join([images.SUITE, *present, "", *wanted_packages()]).encode()).hexdigest()[
+        :12
+    ]
 
 
 def ensure(report: Callable[[str], None]) -> Path:
@@ -48,6 +52,9 @@ def ensure(report: Callable[[str], None]) -> Path:
     link.unlink(missing_ok=True)
     link.symlink_to(place.name)
     link.replace(CURRENT)
+    for older in REPOSITORY.iterdir():
+        if older not in (CURRENT, place):
+            shutil.rmtree(older)
     return place
 
 

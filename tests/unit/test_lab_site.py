@@ -1,0 +1,85 @@
+"""The site directory that the lab writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cloudctl.lab import nodes, sitedir
+from cloudctl.lab.topology import topology
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sitedir, "SITE", tmp_path / "site")
+    monkeypatch.setattr(nodes, "STATE", tmp_path)
+    monkeypatch.setattr(sitedir, "public_key", lambda: "ssh-ed25519 AAAA test")
+    monkeypatch.setattr(nodes, "host_key", lambda node: f"ssh-ed25519 {node.name}")
+    return tmp_path / "site"
+
+
+def write(name: str) -> list[str]:
+    lines: list[str] = []
+    sitedir.write(topology(name).values(), lines.append)
+    return lines
+
+
+def test_the_written_site_is_valid(site: Path) -> None:
+    from cloudctl.site import load_site
+
+    write("full")
+    loaded = load_site(site, with_secrets=False)
+    assert loaded.nodes["ctl01"].address_on("tenant") == "10.10.20.11"
+    assert loaded.nodes["osd01"].address_on("replication") == "10.10.40.211"
+    assert loaded.nodes["deploy"].address_on("api") == "192.168.124.10"
+    assert [node.name for node in loaded.group("mons")] == ["ctl01", "ctl02", "ctl03"]
+
+
+def test_a_bigger_topology_rewrites_only_untouched_files(site: Path) -> None:
+    write("small")
+    settings = site / "settings.yml"
+    settings.write_text(settings.read_text() + "sysctl: {vm.swappiness: 10}\n")
+    lines = write("full")
+    assert "ctl03" in (site / "inventory" / "hosts.yml").read_text()
+    assert "swappiness" in settings.read_text()
+    assert [line for line in lines if "settings.yml" in line]
+
+
+def test_an_own_inventory_is_kept(site: Path) -> None:
+    write("small")
+    inventory = site / "inventory" / "hosts.yml"
+    inventory.write_text("all: {}\n")
+    write("full")
+    assert inventory.read_text() == "all: {}\n"
+
+
+def test_known_hosts_keep_strangers(site: Path) -> None:
+    write("small")
+    pinned = site / "known_hosts"
+    pinned.write_text("elsewhere ssh-ed25519 X\n10.10.10.11,ctl01 ssh-ed25519 OLD\n")
+    write("small")
+    text = pinned.read_text()
+    assert "elsewhere ssh-ed25519 X" in text
+    assert "OLD" not in text
+    assert text.count("10.10.10.11,") == 1
+
+
+def test_the_vault_password_is_private_and_kept(site: Path) -> None:
+    write("small")
+    password = site / ".vault-password"
+    first = password.read_text()
+    assert password.stat().st_mode & 0o777 == 0o600
+    assert len(first.strip()) >= 32
+    write("small")
+    assert password.read_text() == first
+    assert ".vault-password" in (site / ".gitignore").read_text().splitlines()
+
+
+def test_storage_nodes_name_their_disks() -> None:
+    inventory = sitedir.inventory(topology("full").values())
+    storage = inventory["all"]["children"]["storage"]["hosts"]
+    assert storage["osd02"]["devices"] == ["/dev/loop211"]
+    assert storage["osd02"]["journal_devices"] == ["/dev/loop212"]
+    assert yaml.safe_load(yaml.safe_dump(inventory)) == inventory

@@ -1,0 +1,78 @@
+"""The lab's nodes, addresses and disks."""
+
+from __future__ import annotations
+
+import itertools
+from ipaddress import IPv4Address
+
+import pytest
+
+from cloudctl.errors import UsageError
+from cloudctl.lab.network import port
+from cloudctl.lab.topology import NETWORKS, TOPOLOGIES, LabNode, make_node, topology
+
+
+def test_small_is_part_of_full() -> None:
+    assert set(topology("small")) < set(topology("full"))
+    assert next(iter(topology("full"))) == "deploy"
+
+
+def test_documented_addresses() -> None:
+    addresses = {name: node.address for name, node in topology("full").items()}
+    assert addresses["deploy"] == "10.10.10.2"
+    assert addresses["ctl03"] == "10.10.10.13"
+    assert addresses["compute02"] == "10.10.10.22"
+    assert addresses["osd01"] == "10.10.10.211"
+
+
+def test_nothing_is_given_out_twice() -> None:
+    nodes = [
+        make_node("deploy", "deploy"),
+        *(make_node(f"ctl{number:02d}", "control") for number in range(1, 10)),
+        *(make_node(f"compute{number:02d}", "compute") for number in range(1, 100)),
+        *(make_node(f"osd{number:02d}", "storage") for number in range(1, 36)),
+    ]
+    addresses = [node.address for node in nodes]
+    macs = [node.mac(nic) for node in nodes for nic in node.nics]
+    ports = [port(node, nic) for node in nodes for nic in node.nics]
+    minors = [disk.minor for node in nodes for disk in node.disks]
+    for values in (addresses, macs, ports, minors):
+        assert len(values) == len(set(values))
+    assert max(len(name) for name in ports) <= 15
+
+
+def test_addresses_stay_clear_of_virtual_ones() -> None:
+    reserved = {IPv4Address("10.10.10.250"), IPv4Address("192.168.124.250")}
+    last = make_node("osd35", "storage")
+    assert not reserved & {IPv4Address(network.address(last.host_number)) for network in NETWORKS.values()}
+
+
+def test_networks_do_not_overlap() -> None:
+    pairs = itertools.combinations(NETWORKS.values(), 2)
+    assert not [pair for pair in pairs if pair[0].cidr.overlaps(pair[1].cidr)]
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [("ctl10", "control"), ("osd00", "storage"), ("osd", "storage"), ("x1", "router"), ("1", "compute")],
+)
+def test_impossible_nodes_are_refused(name: str, role: str) -> None:
+    with pytest.raises(UsageError):
+        make_node(name, role)
+
+
+def test_only_management_works_on_delivery() -> None:
+    for node in topology("full").values():
+        expected = {"eth0", "eth1", "eth2"} if node.role == "deploy" else {"eth0"}
+        assert set(node.configured()) == expected
+
+
+def test_macs_are_unicast_and_local() -> None:
+    node: LabNode
+    for node in topology("full").values():
+        assert all(int(node.mac(nic).split(":")[0], 16) & 0b11 == 0b10 for nic in node.nics)
+
+
+def test_every_topology_has_what_a_cloud_needs() -> None:
+    for roles in TOPOLOGIES.values():
+        assert {"control", "compute", "storage"} <= set(roles)
