@@ -95,6 +95,7 @@ def create(name: str, report: Report, *, wait: bool = True) -> list[str]:
         present = nodes.containers()
         key = sitedir.public_key()
         begun: list[str] = []
+        running: list[str] = []
 
         def make(node: LabNode) -> None:
             half_made = node.name in present and not nodes.is_complete(node)
@@ -104,6 +105,7 @@ def create(name: str, report: Report, *, wait: bool = True) -> list[str]:
             elif node.name in present and present[node.name] not in ("created", "configured"):
                 if present[node.name] == "running":
                     nodes.start(node)
+                    running.append(node.name)
                 return
             if half_made or node.name not in present or (stale and node.role == "deploy"):
                 is_deploy = node.role == "deploy"
@@ -117,7 +119,9 @@ def create(name: str, report: Report, *, wait: bool = True) -> list[str]:
         _each(make, wanted.values())
         sitedir.save_record(sitedir.record() | {"code": str(source)})
         if wait:
-            _each(nodes.wait, [wanted[key] for key in begun])
+            _each(nodes.wait, [wanted[key] for key in [*begun, *running]])
+        if off := sorted(set(present) - set(begun) - set(running)):
+            report(f"switched off, and left so: {', '.join(off)} (cloudctl lab power on)")
         report(f"{len(begun)} nodes made in {time.monotonic() - began:.1f} s, {len(wanted)} in the lab")
     sitedir.finish(report)
     return sorted(begun)
