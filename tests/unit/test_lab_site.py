@@ -37,6 +37,15 @@ def test_the_written_site_is_valid(site: Path) -> None:
     assert [node.name for node in loaded.group("mons")] == ["ctl01", "ctl02", "ctl03"]
 
 
+@pytest.mark.parametrize(("name", "size", "least"), [("small", 1, 1), ("full", 3, 2)])
+def test_as_many_copies_as_storage_nodes(site: Path, name: str, size: int, least: int) -> None:
+    from cloudctl.site import load_site
+
+    write(name)
+    loaded = load_site(site, with_secrets=False)
+    assert (loaded.get("ceph.pools.size"), loaded.get("ceph.pools.min_size")) == (size, least)
+
+
 def test_a_bigger_topology_rewrites_only_untouched_files(site: Path) -> None:
     write("small")
     settings = site / "settings.yml"

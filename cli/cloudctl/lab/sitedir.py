@@ -20,6 +20,9 @@ from cloudctl.lab.topology import DEPLOY_ADDRESSES, NETWORKS, NICS, LabNode, mak
 from cloudctl.paths import data_root
 
 SITE = lab_nodes.STATE / "site"
+REGISTRY = "10.10.10.2:5000"
+"""Of the images, as nodes reach it: the deploy node."""
+
 _HEADER = "# Written by `cloudctl lab create`; yours to change: a changed file is never written again.\n"
 
 
@@ -85,11 +88,18 @@ def networks() -> dict[str, Any]:
     return {"networks": table, "interfaces": interfaces | {"deploy": {"eth0": "management"}}}
 
 
-def settings() -> dict[str, Any]:
-    """Return ``settings.yml``: what makes the lab different from a machine room is only this."""
+def settings(storage_nodes: int) -> dict[str, Any]:
+    """Return ``settings.yml``: what makes the lab different from a machine room is only this.
+
+    Args:
+        storage_nodes: how many there are; fewer than three can't hold three copies.
+    """
+    ceph: dict[str, Any] = {"osd_memory_target": 939524096}
+    if storage_nodes < 3:
+        ceph["pools"] = {"size": storage_nodes, "min_size": 1}
     return {
         "cloud": {"name": "lab"},
-        "registry": {"address": "10.10.10.2:5000"},
+        "registry": {"address": REGISTRY},
         "packages": {"repository": "http://10.10.10.2:8081/"},
         "vip": {"internal": "10.10.10.250", "external": "192.168.124.250"},
         "datapath": "netdev",
@@ -102,7 +112,7 @@ def settings() -> dict[str, Any]:
             "nofile": open_files(),
         },
         "time": {"set_clock": False},
-        "ceph": {"osd_memory_target": 939524096},
+        "ceph": ceph,
     }
 
 
@@ -123,7 +133,7 @@ def write(nodes: Iterable[LabNode], report: Callable[[str], None]) -> None:
         "inventory/hosts.yml": inventory(nodes),
         "inventory/group_vars/all.yml": connection,
         "networks.yml": networks(),
-        "settings.yml": settings(),
+        "settings.yml": settings(sum(node.role == "storage" for node in nodes)),
     }
     texts = {
         name: _HEADER + yaml.safe_dump(document, sort_keys=False) for name, document in documents.items()
@@ -174,7 +184,7 @@ def finish(report: Callable[[str], None]) -> None:
 
     lock = SITE / "images.lock.json"
     try:
-        write_lock(lock, settings()["registry"]["address"], catalogue=load_catalogue(data_root() / "images"))
+        write_lock(lock, REGISTRY, catalogue=load_catalogue(data_root() / "images"))
     except ConfigError as error:
         kept = "stays as it was" if lock.exists() else "is not there yet"
         report(f"images.lock.json {kept} ({error.ref}): cloudctl image build, then cloudctl lab create again")
