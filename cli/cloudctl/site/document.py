@@ -27,9 +27,16 @@ _PLAIN = re.compile(r"[-+]?(0|[1-9][0-9_]*)\Z")
 class Problems(list[CloudctlError]):
     """Collects every error of one pass, in the order in which they are found."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[tuple[str, str, str | None]] = set()
+
     def add(self, ref: str, message: str, where: str | None = None, hint: str | None = None) -> None:
-        """Remember one error of the site's files."""
-        self.append(ConfigError(ref, message, where=where, hint=hint))
+        """Remember one error of the site's files; once, though many nodes share the line it is on."""
+        key = (ref, message, where)
+        if key not in self._seen:
+            self._seen.add(key)
+            self.append(ConfigError(ref, message, where=where, hint=hint))
 
 
 @dataclass(frozen=True)

@@ -213,6 +213,8 @@ def _vars_file(
     site: Path, stem: str, target: dict[str, Any], origin: dict[str, Origin], problems: Problems
 ) -> None:
     """Read group_vars/NAME.yml or host_vars/NAME.yml; it wins over what the inventory itself says."""
+    if "\0" in stem or ".." in stem.split("/"):
+        return
     for suffix in (".yml", ".yaml"):
         document = read_document(site, stem + suffix, problems, required=False)
         if document is None or document.data is None:

@@ -248,37 +248,34 @@ def check_groups(draft: Draft, problems: Problems) -> None:
 
 def check_devices(draft: Draft, problems: Problems) -> None:
     """Disks of the storage nodes."""
+    reported: set[tuple[str, str]] = set()
+
+    def report(ref: str, message: str, where: str, hint: str | None = None) -> None:
+        # A group's nodes share its list: one error for the list, not one for each node.
+        if (ref, where) not in reported:
+            reported.add((ref, where))
+            problems.add(ref, message, where, hint)
+
     for host in draft.inventory.hosts.values():
         devices, journals = _texts(host.vars.get("devices")), _texts(host.vars.get("journal_devices"))
         storage = "storage" in host.groups
+        where = _var_where(host, "devices")
         if storage and not devices:
-            problems.add(
-                "devices-missing",
-                f"storage node {host.name} has no devices",
-                _var_where(host, "devices"),
-                "name the disks that become OSDs: `devices: [/dev/sdb]`",
-            )
+            hint = "name the disks that become OSDs: `devices: [/dev/sdb]`"
+            report("devices-missing", f"storage node {host.name} has no devices", where, hint)
+            continue
         if devices and not storage and "newnodes" not in host.groups:
-            problems.add(
-                "devices-unused",
-                f"node {host.name} has devices but is not in the group storage",
-                _var_where(host, "devices"),
-            )
+            text = f"node {host.name} has devices but is not in the group storage"
+            report("devices-unused", text, where)
         for device, indices in _repeated((device, index) for index, device in enumerate(devices)):
-            problems.add(
-                "device-twice",
-                f"{device} of {host.name} is listed twice",
-                _var_where(host, "devices", indices[-1]),
-            )
+            where = _var_where(host, "devices", indices[-1])
+            report("device-twice", f"{device} of {host.name} is listed twice", where)
         for index, device in enumerate(journals):
             if device in devices:
-                problems.add(
-                    "device-twice",
-                    f"{device} of {host.name} is both a device and a journal",
-                    _var_where(host, "journal_devices", index),
-                )
+                where = _var_where(host, "journal_devices", index)
+                report("device-twice", f"{device} of {host.name} is both a device and a journal", where)
         if journals and len(journals) != len(devices):
-            problems.add(
+            report(
                 "journal-count",
                 f"{host.name} has {len(devices)} devices but {len(journals)} journal_devices",
                 _var_where(host, "journal_devices"),
