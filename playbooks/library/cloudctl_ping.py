@@ -40,8 +40,9 @@ EXAMPLES = r"""
 RETURN = r"""
 ansible_facts:
   description: >-
-    C(cloudctl_ping), a list of the peers, each with C(full) and C(small) (whether it answered; C(small) is null
-    when not tried), C(configured) (whether this node has the source address), C(interface) and C(interface_mtu).
+    C(cloudctl_ping), a list of the peers, each with C(full) and C(small) - whether it answered, C(small) is
+    null when not tried - and C(configured) - whether this node has the source address -, C(interface) and
+    C(interface_mtu).
   returned: always
   type: dict
 """
