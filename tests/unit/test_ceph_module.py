@@ -1,0 +1,574 @@
+"""The node-side Ceph module: devices, decisions and differences."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import importlib.util
+import json
+import struct
+import sys
+import zlib
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloudctl import ceph as desired_state
+
+LIBRARY = Path(__file__).resolve().parents[2] / "playbooks" / "library"
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("cloudctl_ceph", LIBRARY / "cloudctl_ceph.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["cloudctl_ceph"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+ceph = load()
+
+FSID = "30381ae9-b3b4-45bf-85ec-d8959317abc0"
+OSD = "f811d5b8-3150-4616-b7da-da759542bc38"
+# The first 4 KiB of a data device and of its journal, as Ceph 18.2.7 wrote them.
+DATA_LABEL = zlib.decompress(
+    base64.b64decode(
+        "eNrtkj2P0zAYx3vH+7EcHEJCLEFi6A0psROn9kk3tAMScCAqGBCL8cvja5Q0KUmaU2/iI8DAB2GCgY3PwNLvgcSI3WuRmFn9"
+        "k5I89t9+Hvv/RBYLaNqqhkAWlcoDDV2mYM9QhDSRNIwRicIkRWkoh1qEWgwJIwmWKqZ7uzt8t9f7fevnN/Ty8d2vq9Xi8/g7"
+        "7VnsdO/Dr16++lE9uGzjmcjKffvds480M76u1VyzIxyxISL49j8Cn0PNc1hesrMI04OtuGzhQlsvc4mTiKXXN3KTnYMrQAll"
+        "LE4Iw1edYi9omh2X6YZ9KZhPuWky/dAO4iimSAALZSyTMCHShJSACjVlhMVoKKSK7m03dVA3WVXysymUXNUgWtAnGzHYiAGi"
+        "AzwYBv1URsAojQgGRRNlsE4ESYxhUkpFYIgjmWIk9GFQA5ig37RCFnDojr9JzUV7f+0PTkOEQoxeR+goTo+ieJAkLCX4rVuc"
+        "d1wKlUOpnZm1M0/LK2vHTzN1Z3u8qtFBVxWLGQSdTeiMmOWm4boqwZm8hHUz7DJne9+Go8n4EZuM6yc1vHg2HY3ePO+ELCks"
+        "RfzKVPHJHJ8/bSfHx/sX25o5KC6MycqsXd50ZYtqoVVbhCVyx7F30su/wcE6eL/IauCuZg0FiAbcX4Ooa9rZtBKzzDUt+vLu"
+        "46eex+PxeDwej8fj8Xj+lz/tO7jZ"
+    )
+)
+JOURNAL_LABEL = zlib.decompress(
+    base64.b64decode(
+        "eNpLyilNLS7JL0pVSMrJT85WSEkty0xO5UqzMDRMMU2y0DU2NDXQNTEzNNNNMk9J1E1JNDe1NDUxSko2tuBiYjRkYGD4IXh1"
+        "h2GAm9j2W7dKpzrtsQAKNTCAiK8M2f2qHYqcQHYS0Ja0YoWUJJDE7ZZJOxhGwSgYBaNgFIyCUTAKRsEoGAWjYBSMglFAPwAA"
+        "C90j4Q=="
+    )
+)
+EMPTY: dict[str, Any] = {"size": 8 << 30, "label": None, "mounts": [], "children": [], "signatures": []}
+
+
+# --- devices ---
+
+
+def test_label_of_a_data_device() -> None:
+    label = ceph.parse_label(DATA_LABEL)
+    assert label == {"osd_uuid": OSD, "ceph_fsid": FSID, "description": "main"}
+
+
+def test_label_of_a_journal_names_no_cluster() -> None:
+    label = ceph.parse_label(JOURNAL_LABEL)
+    assert label == {"osd_uuid": OSD, "ceph_fsid": "", "description": "bluefs db"}
+
+
+@given(st.binary(max_size=4096))
+def test_any_content_can_be_read(content: bytes) -> None:
+    assert ceph.parse_label(content) is None or content.startswith(ceph.LABEL_MAGIC)
+    label = ceph.parse_label(ceph.LABEL_MAGIC + content)
+    state, _reason = ceph.judge_device({**EMPTY, "label": label}, FSID)
+    assert state == "refused" or FSID.encode() in content
+
+
+@given(st.integers(0, 4095), st.binary(min_size=1, max_size=64))
+def test_a_damaged_label_is_never_an_empty_device(at: int, noise: bytes) -> None:
+    block = bytearray(DATA_LABEL)
+    at = max(at, len(ceph.LABEL_MAGIC))
+    block[at : at + len(noise)] = noise
+    state, _reason = ceph.judge_device({**EMPTY, "label": ceph.parse_label(bytes(block))}, FSID)
+    assert state in ("ours", "refused")
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        ({"error": "there is no such device"}, "no such device"),
+        ({"read_only": True}, "read-only"),
+        ({"mounts": ["/", "/home"]}, "mounted (/, /home)"),
+        ({"swap": True}, "swap"),
+        ({"children": ["sdb1", "sdb2"]}, "sdb1, sdb2"),
+        ({"signatures": ["gpt", "PMBR"]}, "partition table (gpt)"),
+        ({"signatures": ["ext4"]}, "ext4"),
+        ({"signatures": ["LVM2_member"]}, "LVM physical volume"),
+        ({"busy": True}, "in use"),
+        ({"size": 0}, "no size"),
+    ],
+)
+def test_refused_devices(found: dict[str, Any], word: str) -> None:
+    state, reason = ceph.judge_device({**EMPTY, **found}, FSID)
+    assert state == "refused"
+    assert word in reason
+
+
+def test_an_empty_device() -> None:
+    assert ceph.judge_device(EMPTY, FSID) == ("empty", "")
+
+
+def test_an_osd_of_ours_is_accepted_although_it_is_busy() -> None:
+    probe = {**EMPTY, "label": ceph.parse_label(DATA_LABEL), "busy": True}
+    assert ceph.judge_device(probe, FSID)[0] == "ours"
+
+
+def test_an_osd_of_another_cluster_is_refused() -> None:
+    state, reason = ceph.judge_device({**EMPTY, "label": ceph.parse_label(DATA_LABEL)}, "0" * 36)
+    assert state == "refused"
+    assert FSID in reason
+
+
+def test_a_journal_is_ours_through_the_osd_on_the_same_node() -> None:
+    labels = {"/dev/a": DATA_LABEL, "/dev/b": JOURNAL_LABEL}
+
+    def probe(path: str) -> dict[str, Any]:
+        return {**EMPTY, "path": path, "label": ceph.parse_label(labels[path])}
+
+    both = ceph.check_devices(["/dev/a"], ["/dev/b"], FSID, probe)
+    assert [(d["path"], d["role"], d["state"]) for d in both] == [
+        ("/dev/a", "data", "ours"),
+        ("/dev/b", "journal", "ours"),
+    ]
+    assert ceph.check_devices([], ["/dev/b"], FSID, probe)[0]["state"] == "refused"
+    assert ceph.check_devices(["/dev/a"], ["/dev/b"], "other", probe)[1]["state"] == "refused"
+
+
+def test_a_device_that_does_not_exist(tmp_path: Path) -> None:
+    assert ceph.probe_device(str(tmp_path / "sdx"))["error"] == "there is no such device"
+    assert ceph.probe_device(str(tmp_path))["error"] == "it is not a block device"
+
+
+def test_mounts_are_found_by_number() -> None:
+    mountinfo = (
+        "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        "23 22 0:5 / /proc rw - proc proc rw\n"
+        "24 22 8:2 /sub /srv/x rw shared:1 - xfs /dev/sda2 rw\n"
+    )
+    assert ceph.in_use(mountinfo, {"8:0": "sda", "8:1": "sda1", "8:2": "sda2"}) == ["/", "/srv/x"]
+    assert ceph.in_use(mountinfo, {"8:16": "sdb"}) == []
+
+
+# --- is there a cluster ---
+
+NOTHING = {"conf_fsid": None, "marker": None, "data": False, "osd_data": False, "others": []}
+
+
+@pytest.mark.parametrize(
+    ("found", "state"),
+    [
+        ({}, "absent"),
+        ({"conf_fsid": FSID, "data": True}, "present"),
+        ({"conf_fsid": FSID, "data": True, "marker": FSID}, "interrupted"),
+        ({"marker": FSID}, "interrupted"),
+        ({"marker": FSID, "data": True}, "interrupted"),
+        ({"marker": FSID, "data": True, "osd_data": True}, "lost"),
+        ({"marker": FSID, "data": True, "others": ["10.10.30.12"]}, "lost"),
+        ({"marker": "other"}, "foreign"),
+        ({"conf_fsid": "other", "data": True}, "foreign"),
+        ({"others": ["10.10.30.12"]}, "lost"),
+        ({"data": True}, "lost"),
+        ({"conf_fsid": FSID}, "lost"),
+    ],
+)
+def test_is_there_a_cluster(found: dict[str, Any], state: str) -> None:
+    assert ceph.decide_cluster(FSID, {**NOTHING, **found})[0] == state
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "conf_fsid": st.sampled_from([None, FSID, "other"]),
+            "marker": st.sampled_from([None, FSID, "other"]),
+            "data": st.booleans(),
+            "osd_data": st.booleans(),
+            "others": st.sampled_from([[], ["10.10.30.12"]]),
+        }
+    )
+)
+def test_only_our_own_unfinished_bootstrap_may_be_removed(local: dict[str, Any]) -> None:
+    state, _reason = ceph.decide_cluster(FSID, local)
+    if state == "interrupted":
+        assert local["marker"] == FSID
+        assert not local["osd_data"]
+        assert not local["others"]
+        assert local["conf_fsid"] in (None, FSID)
+    if state == "absent":
+        assert local == {**NOTHING, "osd_data": local["osd_data"]}
+
+
+# --- differences ---
+
+
+def key_of(client: str) -> str:
+    return f"AQB{client}=="
+
+
+DESIRED: dict[str, Any] = {
+    "fsid": FSID,
+    "image": "registry/ceph@sha256:1",
+    "mons": [{"name": f"ctl0{i}", "address": f"10.10.30.1{i}"} for i in (1, 2, 3)],
+    "mgrs": ["ctl01", "ctl02"],
+    "public_network": "10.10.30.0/24",
+    "cluster_network": "10.10.40.0/24",
+    "hosts": [{"name": "ctl01", "address": "10.10.10.11", "labels": ["_admin"]}]
+    + [{"name": f"osd0{i}", "address": f"10.10.10.21{i}", "labels": []} for i in (1, 2)],
+    "osds": [{"host": f"osd0{i}", "data": "/dev/sdc", "journal": "/dev/sdb1"} for i in (1, 2)],
+    "config": {"osd": {"osd_memory_target": "1G"}, "osd/class:ssd": {"osd_max_backfills": "2"}},
+    "pools": [{"name": "images", "application": "rbd", "size": 3, "min_size": 2, "pg_num": 32}],
+    "clients": [
+        {
+            "name": "glance",
+            "caps": {"mon": "profile rbd"},
+            "key_digest": desired_state.desired.key_digest(FSID, key_of("glance")),
+        }
+    ],
+}
+
+
+def answers() -> dict[str, Any]:
+    """What a cluster answers that is as DESIRED says."""
+    return {
+        "osd dump": {
+            "osds": [
+                {"osd": 0, "uuid": "u0", "up": 1, "state": ["exists", "up"]},
+                {"osd": 1, "uuid": "u1", "up": 1, "state": ["exists", "up"]},
+            ],
+            "pools": [
+                {"pool_name": "images", "size": 3, "min_size": 2, "application_metadata": {"rbd": {}}},
+                {"pool_name": ".mgr", "size": 3, "min_size": 2, "application_metadata": {"mgr": {}}},
+            ],
+        },
+        "osd metadata": [
+            {
+                "id": i,
+                "hostname": f"osd0{i + 1}",
+                "bluestore_bdev_partition_path": "/dev/sdc",
+                "bluefs_db_partition_path": "/dev/sdb1",
+            }
+            for i in (0, 1)
+        ],
+        "config dump": [
+            {"section": "osd", "name": "osd_memory_target", "value": "1073741824", "mask": ""},
+            {"section": "osd", "name": "osd_max_backfills", "value": "2", "mask": "class:ssd"},
+            {"section": "global", "name": "container_image", "value": "registry/ceph@sha256:1", "mask": ""},
+        ],
+        "mgr metadata": [{"hostname": "ctl01"}, {"hostname": "ctl02"}],
+        "status": {
+            "health": {"status": "HEALTH_OK", "checks": {}},
+            "quorum_names": ["ctl01", "ctl02", "ctl03"],
+            "mgrmap": {"available": True, "num_standbys": 1},
+            "osdmap": {"num_osds": 2, "num_up_osds": 2},
+        },
+        "hosts": [
+            {"hostname": h["name"], "addr": h["address"], "labels": h["labels"]} for h in DESIRED["hosts"]
+        ],
+        "services": [
+            {"service_type": "crash", "placement": {"host_pattern": "*"}},
+            {"service_type": "mon", "placement": {"hosts": ["ctl01", "ctl02", "ctl03"]}},
+            {"service_type": "mgr", "placement": {"hosts": ["ctl01", "ctl02"]}},
+            # What is listed for daemons whose specification was taken back.
+            {
+                "service_type": "osd",
+                "service_id": "cloudctl-osd01",
+                "unmanaged": True,
+                "spec": {"objectstore": "x"},
+            },
+        ],
+    }
+
+
+def clients() -> dict[str, Any]:
+    digest = ceph.key_digest(FSID, key_of("glance"))
+    return {"glance": {"caps": {"mon": "profile rbd"}, "key_digest": digest}}
+
+
+def changes(
+    found: dict[str, Any], known: dict[str, Any] | None = None, **wanted: Any
+) -> list[tuple[str, str, str]]:
+    state = ceph.parse_state(found, clients() if known is None else known)
+    return [(c["kind"], c["name"], c["action"]) for c in ceph.compare({**DESIRED, **wanted}, state)]
+
+
+def test_nothing_differs() -> None:
+    assert changes(answers()) == []
+
+
+def test_each_difference_is_named() -> None:
+    found = answers()
+    found["config dump"] = found["config dump"][2:]
+    assert changes(found) == [
+        ("config", "osd/osd_memory_target", "create"),
+        ("config", "osd/class:ssd/osd_max_backfills", "create"),
+    ]
+    found = answers()
+    found["config dump"][0]["value"] = "5"
+    assert changes(found) == [("config", "osd/osd_memory_target", "update")]
+    found = answers()
+    found["hosts"][1]["addr"] = "10.10.30.211"
+    found["hosts"][0]["labels"] = []
+    del found["hosts"][2]
+    assert changes(found) == [
+        ("host", "ctl01", "update"),
+        ("host", "osd01", "update"),
+        ("host", "osd02", "create"),
+    ]
+    found = answers()
+    found["services"][1]["placement"] = {"count": 5}
+    found["services"][2]["placement"] = {"hosts": ["ctl01"]}
+    assert changes(found) == [("mon", "mon", "update"), ("mgr", "mgr", "update")]
+    found = answers()
+    found["osd dump"]["pools"][0]["size"] = 2
+    assert changes(found) == [("pool", "images", "update")]
+    found["osd dump"]["pools"] = []
+    assert changes(found) == [("pool", "images", "create")]
+    assert changes(answers(), {}) == [("client", "glance", "create")]
+
+
+def test_a_new_key_is_imported_and_never_shown() -> None:
+    known = clients()
+    known["glance"]["key_digest"] = ceph.key_digest(FSID, "AQBold==")
+    state = ceph.parse_state(answers(), known)
+    (entry,) = ceph.compare(DESIRED, state)
+    assert (entry["kind"], entry["name"], entry["action"]) == ("client", "glance", "update")
+    assert entry["reason"] == "the key differs"
+
+
+def test_an_osd_that_never_started_is_missing() -> None:
+    found = answers()
+    found["osd metadata"][1] = {"id": 1}
+    found["osd dump"]["osds"][1].update(up=0, state=["exists", "new"])
+    assert changes(found) == [("osd", "osd02:/dev/sdc", "create")]
+    assert ceph.parse_state(found, {})["new_osds"] == [{"id": 1, "uuid": "u1"}]
+
+
+def test_an_osd_that_is_down_is_not_missing() -> None:
+    found = answers()
+    found["osd dump"]["osds"][1].update(up=0, state=["exists"])
+    assert changes(found) == []
+
+
+def test_kernel_names_may_change() -> None:
+    found = answers()
+    found["osd metadata"][0]["bluestore_bdev_partition_path"] = "/dev/sdf"
+    assert changes(found) == []
+
+
+def test_the_right_one_of_two_devices_is_missing_after_kernel_names_changed() -> None:
+    wanted = [{"host": "osd01", "data": f"/dev/sd{x}", "journal": None} for x in "cd"]
+    found = answers()
+    found["osd metadata"] = [found["osd metadata"][0]]
+    found["osd metadata"][0]["bluestore_bdev_partition_path"] = "/dev/sdz"
+    state = ceph.parse_state(found, clients())
+    checks = {"osd01": [check("/dev/sdc", "ours", osd_uuid="u0"), check("/dev/sdd", "empty")]}
+    assert ceph.missing_osds({"osds": wanted}, state, checks) == [wanted[1]]
+
+
+def test_a_specification_left_by_a_killed_run_is_taken_back() -> None:
+    found = answers()
+    found["services"][3]["spec"]["data_devices"] = {"paths": ["/dev/sdc"]}
+    assert changes(found) == [("osd", "osd.cloudctl-osd01", "update")]
+    found["services"][3]["service_id"] = "the-operators-own"
+    assert changes(found) == []
+
+
+def check(path: str, state: str, reason: str = "", osd_uuid: str = "") -> dict[str, str]:
+    return {"path": path, "state": state, "reason": reason, "osd_uuid": osd_uuid}
+
+
+BOTH = [check("/dev/sdc", "empty"), check("/dev/sdb1", "empty")]
+
+
+def test_hosts_with_the_same_devices_share_a_specification() -> None:
+    specs, refused = ceph.osd_specs(DESIRED["osds"], {"osd01": BOTH, "osd02": BOTH})
+    assert refused == []
+    assert specs == [
+        {
+            "service_type": "osd",
+            "service_id": "cloudctl-osd01",
+            "placement": {"hosts": ["osd01", "osd02"]},
+            "spec": {
+                "method": "raw",
+                "data_devices": {"paths": ["/dev/sdc"]},
+                "db_devices": {"paths": ["/dev/sdb1"]},
+            },
+        }
+    ]
+
+
+def test_no_osd_on_an_unchecked_or_refused_device() -> None:
+    _specs, refused = ceph.osd_specs(DESIRED["osds"], {"osd01": BOTH})
+    assert refused == ["osd02: /dev/sdc was not checked", "osd02: /dev/sdb1 was not checked"]
+    bad = [check("/dev/sdc", "refused", "it holds a ext4 signature"), check("/dev/sdb1", "empty")]
+    specs, refused = ceph.osd_specs(DESIRED["osds"], {"osd01": BOTH, "osd02": bad})
+    assert refused == ["osd02: /dev/sdc is refused: it holds a ext4 signature"]
+    assert [spec["placement"]["hosts"] for spec in specs] == [["osd01"]]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "c"]), st.sampled_from(["empty", "ours", "refused"]), st.booleans()
+        ),
+        max_size=12,
+    )
+)
+def test_specifications_name_checked_devices_only(devices: list[tuple[str, str, bool]]) -> None:
+    missing, checks = [], {}
+    for number, (host, state, checked) in enumerate(devices):
+        missing.append({"host": host, "data": f"/dev/{number}", "journal": None})
+        if checked:
+            checks.setdefault(host, []).append(check(f"/dev/{number}", state))
+    specs, refused = ceph.osd_specs(missing, checks)
+    named = {
+        (h, p) for s in specs for h in s["placement"]["hosts"] for p in s["spec"]["data_devices"]["paths"]
+    }
+    allowed = {
+        (h, f"/dev/{n}") for n, (h, state, checked) in enumerate(devices) if checked and state != "refused"
+    }
+    assert named == allowed
+    assert len(refused) == len(devices) - len(allowed)
+
+
+def test_refusals_show_in_the_plan() -> None:
+    found = answers()
+    found["osd metadata"] = []
+    state = ceph.parse_state(found, clients())
+    plan = ceph.compare(DESIRED, state)
+    bad = [check("/dev/sdc", "refused", "it is mounted (/)")]
+    shown = ceph.refusals(plan, {"osd01": bad})
+    assert [(c["name"], c["action"], c["reason"]) for c in shown] == [
+        ("osd01:/dev/sdc", "refuse", "it is mounted (/)"),
+        ("osd02:/dev/sdc", "create", "no OSD runs on this device"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("4G", "4294967296"), ("true", "True"), ("0.10", "0.1"), ("5", "5.0"), ("1Ki", "1024"), ("no", "false")],
+)
+def test_values_that_mean_the_same(one: str, other: str) -> None:
+    assert ceph.normal(one) == ceph.normal(other)
+
+
+@given(st.text(max_size=20))
+def test_normal_values_stay(value: str) -> None:
+    assert ceph.normal(ceph.normal(value)) == ceph.normal(value)
+
+
+def test_what_a_cluster_still_lacks() -> None:
+    status = answers()["status"]
+    assert ceph.unfinished(DESIRED, status) == []
+    status = copy.deepcopy(status)
+    status["quorum_names"] = ["ctl01"]
+    status["mgrmap"] = {"available": True, "num_standbys": 0}
+    status["osdmap"]["num_up_osds"] = 1
+    status["health"]["checks"] = {
+        "PG_DEGRADED": {"summary": {"message": "degraded"}},
+        "POOL_NO_REDUNDANCY": {"summary": {"message": "as wanted"}},
+    }
+    assert ceph.unfinished(DESIRED, status) == [
+        "monitors not in the quorum: ctl02, ctl03",
+        "managers running: 1 of 2",
+        "OSDs up: 1 of 2",
+        "PG_DEGRADED: degraded",
+    ]
+
+
+def test_initial_configuration_leaves_masks_to_the_monitors() -> None:
+    assert ceph.initial_config(DESIRED) == "[osd]\nosd_memory_target = 1G\n"
+
+
+def test_a_new_cluster_lists_everything() -> None:
+    kinds = [c["kind"] for c in ceph.everything(DESIRED, "there is no cluster")]
+    assert {k: kinds.count(k) for k in kinds} == {
+        "cluster": 1, "host": 3, "mon": 3, "mgr": 2, "osd": 2, "client": 1, "pool": 1,
+    }  # fmt: skip
+
+
+# --- talking to Ceph ---
+
+
+def test_neither_key_nor_commands_are_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[list[str], str]] = []
+
+    def run(command: list[str], **options: Any) -> SimpleNamespace:
+        seen.append((command, options["input"]))
+        return SimpleNamespace(stdout=json.dumps({"answers": [{"rc": 0, "out": "", "err": ""}]}), stderr="")
+
+    monkeypatch.setattr(ceph.subprocess, "run", run)
+    monkeypatch.setattr(ceph, "admin_key", lambda: "AQBadmin==")
+    step = ceph.step("auth import", inbuf="[client.glance]\n\tkey = AQBglance==\n")
+    ceph.Ceph(FSID, "ctl01.example", "image").call([step])
+    ((command, sent),) = seen
+    assert command[:4] == ["docker", "exec", "-i", f"ceph-{FSID}-mon-ctl01-example"]
+    assert "AQB" not in " ".join(command)
+    assert "AQBglance" in sent and "AQBadmin" in sent
+
+
+def test_without_a_local_monitor_the_image_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_options: Any) -> SimpleNamespace:
+        commands.append(command)
+        out = "" if command[1] == "exec" else json.dumps({"error": "timed out"})
+        return SimpleNamespace(stdout=out, stderr="Error: No such container")
+
+    monkeypatch.setattr(ceph.subprocess, "run", run)
+    monkeypatch.setattr(ceph, "admin_key", lambda: "AQBadmin==")
+    with pytest.raises(ceph.Unanswered, match="timed out"):
+        ceph.Ceph(FSID, "ctl01", "image").call([ceph.step("status")])
+    assert [command[1] for command in commands] == ["exec", "run"]
+
+
+def test_ceph_s_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        ceph.Ceph, "call", lambda _self, _steps: [{"rc": -22, "out": "", "err": "pool size too large"}]
+    )
+    with pytest.raises(ceph.CephFailure, match="creating pools: pool size too large"):
+        ceph.Ceph(FSID, "ctl01", "image").do([ceph.step("x")], "creating pools")
+
+
+def test_files_are_private_and_whole(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    ceph.write(str(path), "text", 0o600)
+    assert path.read_text() == "text"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_agent_is_python(tmp_path: Path) -> None:
+    compile(ceph.AGENT, "agent", "exec")
+
+
+def test_option_documentation_matches_the_arguments() -> None:
+    import yaml
+
+    documented = yaml.safe_load(ceph.DOCUMENTATION)["options"]
+    yaml.safe_load(ceph.EXAMPLES)
+    yaml.safe_load(ceph.RETURN)
+    assert set(documented) == {
+        "mode", "desired", "secrets", "devices", "fsid", "data", "journals", "timeout",
+    }  # fmt: skip
+
+
+def test_label_layout_is_what_the_decoder_expects() -> None:
+    def text(value: str) -> bytes:
+        return struct.pack("<I", len(value)) + value.encode()
+
+    body = (
+        b"\0" * 16
+        + b"\0" * 8
+        + b"\0" * 8
+        + text("main")
+        + struct.pack("<I", 1)
+        + text("ceph_fsid")
+        + text("x")
+    )
+    block = ceph.LABEL_MAGIC + OSD.encode() + b"\n" + struct.pack("<BBI", 2, 1, len(body)) + body
+    assert ceph.parse_label(block) == {"osd_uuid": OSD, "ceph_fsid": "x", "description": "main"}
