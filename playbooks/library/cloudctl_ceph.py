@@ -8,8 +8,6 @@ whatever a killed run left behind, the next one reads the state anew and does wh
 
 from __future__ import annotations
 
-# A node-side module works on descriptors and sysfs; pathlib adds nothing there.
-# ruff: noqa: PTH101, PTH103, PTH105, PTH108, PTH110, PTH112, PTH116, PTH119, PTH120, PTH123, PTH207
 import contextlib
 import fcntl
 import glob
@@ -75,6 +73,12 @@ options:
     type: list
     elements: str
     default: []
+  image:
+    description:
+      - With O(mode=devices), an image that the node starts to pull in the background, so that the
+        orchestrator need not wait for it. Left out, nothing is pulled.
+    type: str
+    default: ""
   timeout:
     description: Seconds without any progress after which O(mode=apply) gives up.
     type: int
@@ -1289,6 +1293,13 @@ class Applier:
                 [change("osd", name, "update", "specification no longer needed") for name in leftovers]
             )
 
+    def release_finished(self, specs, missing):
+        """Take back the specifications whose OSDs all run; return the others."""
+        hosts = {osd["host"] for osd in missing}
+        finished = [spec for spec in specs if not hosts & set(spec["placement"]["hosts"])]
+        self.release([f"osd.{spec['service_id']}" for spec in finished])
+        return [spec for spec in specs if spec not in finished]
+
     def release(self, names):
         """Take OSD specifications back."""
         steps = [step("orch rm", to="mgr", service_name=name, force=True, may_fail=True) for name in names]
@@ -1311,8 +1322,10 @@ class Applier:
             if not missing:
                 return found
             if left is None or len(missing) < left:
-                left, moved = len(missing), time.monotonic()
+                left, moved, helps = len(missing), time.monotonic(), 0
                 self.say(f"OSDs: {len(self.desired['osds']) - left} of {len(self.desired['osds'])}")
+                # The orchestrator would go through finished ones again and again, a quarter of a minute each.
+                specs = self.release_finished(specs, missing)
             stalled = time.monotonic() - moved
             if stalled > self.timeout:
                 raise CephFailure(
@@ -1333,10 +1346,7 @@ class Applier:
         self.ceph.call(
             [
                 step("cephadm osd activate", to="mgr", host=hosts, timeout=180, may_fail=True),
-                *(
-                    step("orch device ls", to="mgr", hostname=hosts, refresh=True, may_fail=True)
-                    for _ in (1,)
-                ),
+                step("orch device ls", to="mgr", hostname=hosts, refresh=True, may_fail=True),
             ]
         )
         self.orchestrate(specs, "creating OSDs")
@@ -1393,27 +1403,17 @@ class Applier:
             name = pool["name"]
             if name not in names:
                 continue
-            if names[name] == "create":
-                steps.append(
-                    step(
-                        "osd pool create",
-                        pool=name,
-                        pg_num=pool["pg_num"],
-                        pool_type="replicated",
-                        timeout=60,
-                    )
-                )
             sure = {"yes_i_really_mean_it": True} if pool["size"] == 1 else {}
-            steps += [
-                step("osd pool set", pool=name, var="size", val=str(pool["size"]), **sure),
-                step("osd pool set", pool=name, var="min_size", val=str(pool["min_size"])),
-                step(
-                    "osd pool application enable",
-                    pool=name,
-                    app=pool["application"],
-                    yes_i_really_mean_it=True,
-                ),
-            ]
+            default = self.desired["config"].get("global", {})
+            if names[name] == "create":
+                arguments = {"pg_num": pool["pg_num"], "pool_type": "replicated", "size": pool["size"]}
+                steps.append(step("osd pool create", pool=name, timeout=60, **arguments, **sure))
+            else:
+                steps.append(step("osd pool set", pool=name, var="size", val=str(pool["size"]), **sure))
+            if names[name] != "create" or default.get("osd_pool_default_min_size") != str(pool["min_size"]):
+                steps.append(step("osd pool set", pool=name, var="min_size", val=str(pool["min_size"])))
+            application = {"app": pool["application"], "yes_i_really_mean_it": True}
+            steps.append(step("osd pool application enable", pool=name, **application))
         if steps:
             self.ceph.do(steps, "creating pools")
         self.record(changes)
@@ -1439,6 +1439,18 @@ class Applier:
             if time.monotonic() - moved > self.timeout:
                 raise CephFailure(f"the cluster is not healthy after {self.timeout} s: {'; '.join(waiting)}")
             time.sleep(self.POLL)
+
+
+def pull_in_background(image):
+    """Start pulling an image and do not wait; whoever needs it pulls it too, and then finds it there."""
+    with contextlib.suppress(FileNotFoundError):
+        subprocess.Popen(
+            ["docker", "pull", "--quiet", image],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
 
 def private(path, flags):
@@ -1523,6 +1535,7 @@ def main():
             "fsid": {"type": "str", "default": ""},
             "data": {"type": "list", "elements": "str", "default": []},
             "journals": {"type": "list", "elements": "str", "default": []},
+            "image": {"type": "str", "default": ""},
             "timeout": {"type": "int", "default": 600},
         },
         supports_check_mode=True,
@@ -1531,6 +1544,8 @@ def main():
     try:
         if options["mode"] == "devices":
             checked = check_devices(options["data"], options["journals"], options["fsid"])
+            if options["image"] and not module.check_mode:
+                pull_in_background(options["image"])
             module.exit_json(changed=False, devices=checked)
         elif options["mode"] == "observe" or module.check_mode:
             found = observe(options["desired"], options["devices"])

@@ -553,7 +553,7 @@ def test_option_documentation_matches_the_arguments() -> None:
     yaml.safe_load(ceph.EXAMPLES)
     yaml.safe_load(ceph.RETURN)
     assert set(documented) == {
-        "mode", "desired", "secrets", "devices", "fsid", "data", "journals", "timeout",
+        "mode", "desired", "secrets", "devices", "fsid", "data", "journals", "image", "timeout",
     }  # fmt: skip
 
 
