@@ -90,6 +90,29 @@ def test_variables_win_in_ansibles_order(site: Path) -> None:
     assert nodes["ceph-osd01"].vars["devices"][0] == "/dev/sdc"
 
 
+def test_a_groups_variables_win_over_its_parents(site: Path) -> None:
+    # By name alone `control` would come before `mons`, and `zone` after both.
+    edit(
+        site,
+        "inventory/hosts.yml",
+        "    newnodes:",
+        "    newnodes:\n    zone: {children: {control: , mons: }}",
+    )
+    for group, text in (("zone", "zone"), ("control", "control"), ("all", "all")):
+        with (site / "inventory" / "group_vars" / f"{group}.yml").open("a") as stream:
+            stream.write(f"custom_a: {text}\n" + ("custom_b: all\n" if group == "all" else ""))
+    node = load(site).nodes["ctl01"]
+    assert node.groups == ("control", "mons", "zone")
+    assert (node.vars["custom_a"], node.vars["custom_b"]) == ("control", "all")
+
+
+def test_a_group_file_of_another_shape(site: Path) -> None:
+    (site / "inventory" / "group_vars" / "compute.yml").write_text("[a]\n")
+    with pytest.raises(ConfigError) as caught:
+        load(site)
+    assert (caught.value.ref, caught.value.where) == ("wrong-type", "inventory/group_vars/compute.yml:1")
+
+
 def test_settings_have_their_defaults(site: Path) -> None:
     loaded = load(site)
     assert loaded.name == "cloud"

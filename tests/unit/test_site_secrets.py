@@ -230,6 +230,24 @@ def test_the_certificate_is_renewed_on_request_and_near_its_end(site: Path) -> N
     assert set(generate(site).renewed) == {"tls_certificate", "tls_key"}
 
 
+def test_a_certificate_that_cannot_be_read(site: Path) -> None:
+    generate(site)
+    content = values(site)
+    content["tls_certificate"] = "nothing"
+    write(site, content)
+    assert the_error(site).ref == "tls-invalid"
+    with pytest.raises(ConfigError) as caught:
+        generate(site)
+    assert caught.value.ref == "tls-invalid"
+
+
+def test_many_missing_secrets_are_counted(site: Path) -> None:
+    generate(site)
+    write(site, {"admin_password": "x"})
+    assert "more" in the_error(site).message
+    assert "of the secrets are missing" in the_error(site).message
+
+
 def test_half_a_ca_is_never_completed(site: Path) -> None:
     generate(site)
     content = values(site)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from site_support import edit, make_site
 
+from cloudctl.errors import ConfigError, MultiError
 from cloudctl.main import run
-from cloudctl.site import certificates
+from cloudctl.site import certificates, load_site
 from cloudctl.site.model import Site
 from cloudctl.site.validate import validate_site
 
@@ -367,9 +368,84 @@ def test_both_vips_the_same(site: Path) -> None:
     assert [ref for ref, _ in refs(site)] == ["vip-in-use"]
 
 
-def test_a_vip_in_the_pool(site: Path) -> None:
+def test_the_external_vip_is_not_the_gateway(site: Path) -> None:
     edit(site, NETWORKS, "cidr: 192.168.124.0/24\n", "cidr: 192.168.124.0/24\n    gateway: 192.168.124.250\n")
     assert [ref for ref, _ in refs(site)] == ["vip-in-use"]
+
+
+def test_a_vip_in_the_pool(site: Path) -> None:
+    edit(site, SETTINGS, "external: 192.168.124.250", "external: 10.10.50.150")
+    assert [ref for ref, _ in refs(site)] == ["vip-outside-network", "pool-overlap"]
+
+
+def test_a_new_node_is_fine_by_itself(site: Path) -> None:
+    edit(site, HOSTS, "    newnodes:", "    newnodes: {hosts: {compute05: {ansible_host: 10.10.10.25}}}")
+    assert refs(site) == []
+
+
+def test_ports_of_a_group_without_nodes_may_miss_their_network(site: Path) -> None:
+    text = (site / HOSTS).read_text()
+    start, end = text.index("        ceph-osd01"), text.index("    # The Ceph monitors")
+    (site / HOSTS).write_text(text[:start] + text[end:])
+    text = (site / NETWORKS).read_text()
+    start, end = text.index("  replication:"), text.index("  # Users reach")
+    (site / NETWORKS).write_text(text[:start] + text[end:])
+    edit(site, NETWORKS, "  storage: {eth0: management, eth1: storage, eth2: replication}\n", "")
+    assert refs(site) == []
+
+
+def test_no_management_network(site: Path) -> None:
+    text = (site / NETWORKS).read_text()
+    start, end = text.index("  management:\n"), text.index("  # VM to VM")
+    (site / NETWORKS).write_text(text[:start] + text[end:])
+    assert refs(site)[0] == ("network-missing", "networks.yml:2")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[a]\n", ("wrong-type", "networks.yml:1")),
+        ("interfaces: {}\n", ("key-missing", "networks.yml:1")),
+        ("# only a comment\n", ("key-missing", "networks.yml:1")),
+    ],
+)
+def test_networks_of_another_shape(site: Path, text: str, expected: tuple[str, str]) -> None:
+    (site / NETWORKS).write_text(text)
+    assert refs(site)[0] == expected
+
+
+def test_an_unknown_part_of_networks(site: Path) -> None:
+    with (site / NETWORKS).open("a") as stream:
+        stream.write("interface: {}\n")
+    assert [ref for ref, _ in refs(site)] == ["unknown-key"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"keystone": 5}', "\udcff"])
+def test_a_damaged_image_lock(site: Path, text: str) -> None:
+    (site / "images.lock.json").write_text(text, encoding="utf-8", errors="surrogateescape")
+    assert [ref for ref, _ in refs(site)] == ["file-unreadable" if text == "\udcff" else "json-malformed"]
+
+
+def test_a_provided_certificate_must_be_named(site: Path) -> None:
+    edit(site, SETTINGS, "cloud:\n", "tls: {source: provided}\ncloud:\n")
+    assert [ref for ref, _ in refs(site)] == ["tls-file-missing"] * 3
+
+
+def test_an_override_that_is_not_text(site: Path) -> None:
+    (site / "overrides" / "alpha.conf").write_bytes(b"\xff\xfe")
+    assert refs(site) == [("override-malformed", "overrides/alpha.conf")]
+
+
+def test_loading_raises_what_validation_finds(site: Path) -> None:
+    edit(site, SETTINGS, "  region:", "  regoin:")
+    with pytest.raises(ConfigError) as one:
+        load_site(site, with_secrets=False)
+    assert one.value.ref == "unknown-key" and not isinstance(one.value, MultiError)
+    edit(site, HOSTS, COMPUTE01, "compute01: {ansible_host: 10.10.10.11}")
+    with pytest.raises(MultiError) as several:
+        load_site(site, with_secrets=False)
+    assert [error.ref for error in several.value.errors] == ["unknown-key", "duplicate-address"]
+    assert several.value.exit_code == 3
 
 
 def test_the_deploy_node_may_be_the_router(site: Path) -> None:
