@@ -256,6 +256,31 @@ def test_every_value_knows_its_line(tree: dict[str, int]) -> None:
         assert document.where(key, "deeper", 3) == f"f.yml:{number}"
 
 
+@pytest.mark.parametrize(
+    ("text", "ref", "part"),
+    [
+        ("a: &a\n  b: *a\n", "yaml-malformed", "an anchor contains itself"),
+        ("x: 1\na: !python/name:os.system x\n", "yaml-tag", "os.system"),
+        ("x: 1\n[1, 2]: a\n", "yaml-key", "plain word"),
+        ("a: {x: 1}\nb: {<<: [5]}\n", "yaml-key", "needs a mapping"),
+        ("a: 1\n---\nb: 1\n", "yaml-malformed", "single document"),
+    ],
+)
+def test_yaml_that_no_site_needs_is_refused(text: str, ref: str, part: str) -> None:
+    problems = Problems()
+    parse_document("f", text, problems)
+    assert [problem.ref for problem in problems] == [ref]
+    assert part in problems[0].message
+    assert problems[0].where and problems[0].where.startswith(("f:2", "f:1:4", "f:1"))
+
+
+def test_what_ansible_encrypts_and_dates_stay_text() -> None:
+    problems = Problems()
+    document = parse_document("f", "a: !vault |\n  $ANSIBLE_VAULT\nb: 2026-01-02\nc: 12:30\n", problems)
+    assert problems == [] and document is not None
+    assert document.data == {"a": "$ANSIBLE_VAULT\n", "b": "2026-01-02", "c": "12:30"}
+
+
 def test_merge_keys_and_anchors() -> None:
     document = parse_document("f", "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: *a\n", Problems())
     assert document is not None

@@ -90,6 +90,10 @@ MISTAKES = {
         NETWORKS, "gateway: 10.10.10.1", "gateway: 10.10.9.1", "gateway-outside-network"
     ),
     "pool outside": Mistake(NETWORKS, "10.10.50.199]", "10.10.51.199]", "pool-outside-network"),
+    "nothing in a list": Mistake(NETWORKS, "10.10.50.199]", "]", "wrong-value"),
+    "nothing as an address": Mistake(NETWORKS, "10.10.50.199]", "null]", "wrong-type"),
+    "port on nothing": Mistake(NETWORKS, "  deploy: {eth0: management}", "  deploy: {eth0: }", "wrong-type"),
+    "section is a word": Mistake(SETTINGS, "cloud:\n", "ceph: yes please\ncloud:\n", "wrong-type"),
     "pool reversed": Mistake(NETWORKS, "10.10.50.199]", "10.10.50.10]", "pool-reversed"),
     "pool with gateway": Mistake(NETWORKS, "[10.10.50.100", "[10.10.50.1", "pool-overlap"),
     "pool of one": Mistake(NETWORKS, "[10.10.50.100, 10.10.50.199]", "[10.10.50.100]", "wrong-value"),

@@ -167,7 +167,7 @@ def check_value(
     entry: Mapping[str, Any], value: Any, document: Document, path: tuple[Any, ...], problems: Problems
 ) -> bool:
     """Check one value against its entry of the schema; report what is wrong; tell whether it is valid."""
-    if value is None and entry.get("default") is None:
+    if value is None and "default" in entry and entry["default"] is None:
         return True
     reason = _refusal(entry, value)
     if reason is not None:
