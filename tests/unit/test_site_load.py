@@ -16,9 +16,9 @@ from site_support import edit, make_site
 
 from cloudctl.errors import CloudctlError, ConfigError
 from cloudctl.site import load_site
-from cloudctl.site.document import Problems, parse_document
+from cloudctl.site.document import Document, Problems, parse_document
 from cloudctl.site.model import Secrets, Settings
-from cloudctl.site.schema import defaults, is_key, schema
+from cloudctl.site.schema import check_value, defaults, is_key, schema, suggestion
 from cloudctl.site.validate import validate_site
 
 
@@ -209,9 +209,6 @@ def _entries(section: Any, path: str) -> Any:
 
 
 def test_every_key_of_the_schema_is_documented_and_its_default_valid() -> None:
-    from cloudctl.site.document import Document
-    from cloudctl.site.schema import check_value
-
     known = {"type", "default", "description", "enum", "min", "max", "items", "values", "format", "derived"}
     for path, entry in _entries(schema(), ""):
         # A comma in an unquoted description silently ends it.
@@ -220,6 +217,41 @@ def test_every_key_of_the_schema_is_documented_and_its_default_valid() -> None:
         assert "default" in entry and "type" in entry, path
         problems = Problems()
         assert check_value(entry, entry["default"], Document("x", None), (path,), problems), problems
+
+
+@pytest.mark.parametrize(
+    ("form", "good", "bad"),
+    [
+        (
+            "url",
+            ["http://10.0.0.1:8081/", "https://a.example"],
+            ["ftp://a", "http://", "http://a b", "a", "http://a:99999"],
+        ),
+        ("hostport", ["10.0.0.1:5000", "registry.example"], ["a:0", "a:99999", "a/b", ""]),
+        ("cidr", ["10.0.0.0/8", "10.0.0.0/30"], ["10.0.0.0/31", "10.0.0.1/24", "10.0.0.0", "x/8"]),
+        ("ip", ["10.0.0.1"], ["10.0.0", "10.0.0.256", "::1", ""]),
+        ("mac", ["52:54:00:12:34:56", "AA:bb:cc:dd:ee:ff"], ["52:54:00:12:34", "52-54-00-12-34-56"]),
+        ("name", ["a", "Region-1.x_y"], ["", "-a", "a b", "a" * 64]),
+        ("device", ["/dev/sdb", "/dev/disk/by-id/x:1"], ["sdb", "/dev/", "/dev/a b"]),
+    ],
+)
+def test_formats(form: str, good: list[str], bad: list[str]) -> None:
+    entry = {"type": "str", "format": form, "description": "."}
+    for value, valid in [*((value, True) for value in good), *((value, False) for value in bad)]:
+        assert check_value(entry, value, Document("f", None), ("x",), Problems()) is valid, value
+
+
+def test_what_is_wrong_is_said_in_the_words_of_yaml() -> None:
+    for value, word in ((None, "nothing"), (True, "true"), ([], "a list"), ({}, "a mapping"), (1.5, "1.5")):
+        problems = Problems()
+        check_value({"type": "int", "default": 1}, value, Document("f", None), ("x",), problems)
+        assert problems[0].message == f"x must be a whole number, not {word}"
+
+
+def test_suggestions() -> None:
+    assert suggestion("regoin", ["region", "name"]) == "did you mean 'region'?"
+    assert suggestion("zzz", ["b", "a"]) == "known: a, b"
+    assert suggestion("zzz", [str(number) for number in range(21)]) is None
 
 
 def test_defaults_are_copies() -> None:
