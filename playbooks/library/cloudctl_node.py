@@ -86,6 +86,8 @@ LABEL = "cloudctl.parts"
 DOCKER_SOCKET = "/run/docker.sock"
 JOB_LOGS = "/var/log/cloudctl/jobs"
 MAX_DIFF_LINES = 200
+MAX_RESTARTS = 8
+"""With the engine's growing pauses that is about half a minute of failing at once."""
 
 
 class NodeError(Exception):
@@ -550,12 +552,19 @@ def container_health(name: str) -> str:
     return "healthy" if health in (None, "healthy") else health
 
 
+def container_restarts(name: str) -> int:
+    """Return how often the engine has started the container again."""
+    return int((docker_api(f"/containers/{urllib.parse.quote(name)}/json") or {}).get("RestartCount") or 0)
+
+
 def wait_healthy(names: list[str], timeout: int) -> None:
     """Wait until every container is healthy twice in a row.
 
-    A container may restart meanwhile (a Galera member waits for its first one); only time decides.
+    A container may restart a few times meanwhile (a Galera member waits for its first one); one that
+    keeps on doing so is given up before the time is over.
     """
     end = time.monotonic() + timeout
+    restarts = {name: container_restarts(name) for name in names}
     pending = dict.fromkeys(names, "unknown")
     calm = 0
     while True:
@@ -563,9 +572,11 @@ def wait_healthy(names: list[str], timeout: int) -> None:
         calm = 0 if pending else calm + 1
         if calm >= 2:
             return
-        if time.monotonic() > end:
+        looping = [name for name in pending if container_restarts(name) - restarts[name] >= MAX_RESTARTS]
+        if looping or time.monotonic() > end:
             break
         time.sleep(0.5)
+    waited = round(time.monotonic() - end + timeout)
     details = []
     for name, state in pending.items():
         logs = subprocess.run(
@@ -576,7 +587,7 @@ def wait_healthy(names: list[str], timeout: int) -> None:
         probe = probes[-1]["Output"][-300:] if probes else ""
         details.append(f"--- {name}: {state}\n{probe}\n{(logs.stdout + logs.stderr)[-1500:]}")
     listed = ", ".join(f"{name} ({state})" for name, state in pending.items())
-    raise NodeError(f"not healthy after {timeout} s: {listed}", "\n".join(details))
+    raise NodeError(f"not healthy after {waited} s: {listed}", "\n".join(details))
 
 
 def job_argv(job: dict, service: dict) -> list[str]:
