@@ -3,7 +3,7 @@
 set -eu
 kernel=$(ls /opt/kernel/boot/vmlinuz-*)
 version=${kernel#/opt/kernel/boot/vmlinuz-}
-modules="virtio_pci virtio_blk virtio_net virtio_scsi sd_mod ext4 isofs sr_mod evdev button virtio_rng"
+modules="virtio_pci virtio_blk virtio_net virtio_scsi sd_mod isofs sr_mod evdev button virtio_rng"
 root=/tmp/root
 work=/tmp/work
 mkdir -p "$work" "$root/bin" "$root/dev" "$root/proc" "$root/sys" "$root/tmp" "$root/run" "$root/mnt" "$root/etc/dropbear" \
@@ -33,7 +33,7 @@ for module in $modules; do
         done
 done
 
-for program in dropbear dropbearkey; do
+for program in dropbear dropbearkey mke2fs; do
     path=$(command -v "$program")
     cp "$path" "$root/bin/$program"
     ldd "$path" | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^[[:space:]]*\(\/lib64[^ ]*\) .*/\1/p' | while read -r library; do
@@ -43,6 +43,10 @@ for program in dropbear dropbearkey; do
         esac
     done
 done
+
+# busybox has no program to make file systems
+ln -s mke2fs "$root/bin/mkfs.ext2"
+ln -s mke2fs "$root/bin/mkfs.ext4"
 
 (cd "$root" && find . | sort | cpio --quiet --create --format newc --owner 0:0) | zstd --quiet -19 >"$work/initrd"
 cp "$kernel" "$work/vmlinuz"

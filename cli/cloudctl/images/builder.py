@@ -7,6 +7,7 @@ under that tag anywhere is not built again.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -143,9 +144,21 @@ class Builder:
             (self.cache / directory).mkdir(parents=True, exist_ok=True)
         self._started = time.monotonic()
         with self._stack:
+            self._stack.enter_context(self._exclusive())
             if push:
                 self._early_registry()
             return self._run(self._needed(plan) if push else plan, push)
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Let one build at a time use the cache: two would meet in the package directories."""
+        with (self.cache / "build.lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._say("waiting for another build to end")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
 
     def _early_registry(self) -> None:
         """Find or start the registry before anything is built, when that is possible."""
