@@ -609,7 +609,8 @@ def job_argv(job: dict, service: dict) -> list[str]:
             argv += [option, service[key]]
     argv.append(service["image"])
     if job["command"]:
-        prepare = 'sudo -E kolla_set_configs && (sudo -E kolla_copy_cacerts || true) && exec "$@"'
+        # As at every start of such a container: configuration first, then the command as the image's user.
+        prepare = 'sudo kolla_set_configs >/dev/null && exec "$@"'
         argv += ["bash", "-c", prepare, "job", *job["command"].split()]
     return argv
 
