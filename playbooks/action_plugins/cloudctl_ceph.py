@@ -25,11 +25,15 @@ class ActionModule(ActionBase):
         arguments = dict(self._task.args)
         site = arguments.pop("site", None)
         if site is None:
-            answer = self._execute_module(module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val)
+            answer = self._execute_module(
+                module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val
+            )
             return {**result, **answer}
         work = workspace.open_workspace(Path(site))
         arguments.update(work.ceph_arguments())
-        answer = self._execute_module(module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val)
+        answer = self._execute_module(
+            module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val
+        )
         if arguments["mode"] == "observe" and not answer.get("failed"):
             work.keep("ceph", {"changes": answer.get("changes", []), "health": answer.get("health", "")})
         return {**result, **work.public(answer)}

@@ -33,7 +33,9 @@ class ActionModule(ActionBase):
         observed = answer["observed"]
         devices = work.devices_wanted(node)
         if devices is not None:
-            checked = self._execute_module(module_name="cloudctl_ceph", module_args=devices, task_vars=task_vars)
+            checked = self._execute_module(
+                module_name="cloudctl_ceph", module_args=devices, task_vars=task_vars
+            )
             if checked.get("failed"):
                 return {**result, **work.public(checked)}
             observed["devices"] = checked["devices"]

@@ -26,4 +26,9 @@ class ActionModule(ActionBase):
         except CloudctlError as error:
             return {**result, "failed": True, "msg": error.render(), "cloudctl_error": error.as_dict()}
         leader = index["ceph_leader"]
-        return {**result, "changed": False, "nodes": index["nodes"], "ceph_leader": [leader] if leader else []}
+        return {
+            **result,
+            "changed": False,
+            "nodes": index["nodes"],
+            "ceph_leader": [leader] if leader else [],
+        }
