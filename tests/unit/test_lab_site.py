@@ -46,6 +46,32 @@ def test_as_many_copies_as_storage_nodes(site: Path, name: str, size: int, least
     assert (loaded.get("ceph.pools.size"), loaded.get("ceph.pools.min_size")) == (size, least)
 
 
+def test_a_lab_without_storage_is_a_valid_site(site: Path) -> None:
+    from cloudctl.site import load_site
+
+    write("molecule")
+    loaded = load_site(site, with_secrets=False)
+    assert loaded.group("storage") == []
+    assert [node.name for node in loaded.group("control")] == ["ctl01", "ctl02", "ctl03"]
+
+
+def test_another_lab_gets_its_own_loop_devices(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sitedir, "STATES", site.parent)
+    monkeypatch.setattr(sitedir.lab_nodes, "loop_minors_in_use", lambda: set())
+    monkeypatch.setattr(sitedir, "NAME", "second")
+    other = site.parent / "cloudctl-third" / "site"
+    other.mkdir(parents=True)
+    (other / "lab.json").write_text('{"first_minor": 601, "nodes": {}}')
+    assert sitedir.first_minor() == 1001
+    sitedir.save_record({"first_minor": 1401, "nodes": {"osd01": "storage"}})
+    assert sitedir.first_minor() == 1401
+    assert sitedir.recorded_nodes()["osd01"].disks[0].device == "/dev/loop1401"
+
+
+def test_the_usual_lab_keeps_its_loop_devices(site: Path) -> None:
+    assert sitedir.first_minor() == 201
+
+
 def test_a_bigger_topology_rewrites_only_untouched_files(site: Path) -> None:
     write("small")
     settings = site / "settings.yml"

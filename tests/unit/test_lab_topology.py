@@ -9,7 +9,17 @@ import pytest
 
 from cloudctl.errors import UsageError
 from cloudctl.lab.network import port
-from cloudctl.lab.topology import NETWORKS, TOPOLOGIES, LabNode, make_node, topology
+from cloudctl.lab.topology import (
+    FIRST_MINOR,
+    MINORS_PER_LAB,
+    NETWORKS,
+    TOPOLOGIES,
+    LabNode,
+    free_block,
+    lab_name,
+    make_node,
+    topology,
+)
 
 
 def test_small_is_part_of_full() -> None:
@@ -74,5 +84,41 @@ def test_macs_are_unicast_and_local() -> None:
 
 
 def test_every_topology_has_what_a_cloud_needs() -> None:
-    for roles in TOPOLOGIES.values():
-        assert {"control", "compute", "storage"} <= set(roles)
+    for name in ("full", "small"):
+        assert {"control", "compute", "storage"} <= set(TOPOLOGIES[name])
+
+
+def test_the_topology_for_molecule_has_no_disks() -> None:
+    nodes = topology("molecule")
+    assert list(nodes) == ["deploy", "ctl01", "ctl02", "ctl03"]
+    assert not any(node.disks for node in nodes.values())
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "lab"), ("", "lab"), ("second2", "second2")])
+def test_the_lab_has_a_name(given: str | None, expected: str) -> None:
+    assert lab_name(given) == expected
+
+
+@pytest.mark.parametrize("given", ["a-b", "Lab", "1st", "x" * 16, "a/b", "a b", "."])
+def test_names_that_could_be_mistaken_are_refused(given: str) -> None:
+    with pytest.raises(UsageError):
+        lab_name(given)
+
+
+def test_labs_share_no_loop_device() -> None:
+    second = free_block([], [])
+    assert second == FIRST_MINOR + MINORS_PER_LAB  # the first block belongs to the lab of the usual name
+    third = free_block([FIRST_MINOR, second], [])
+    names = [f"osd{number:02d}" for number in range(1, 36)]
+    minors = [
+        disk.minor
+        for first in (FIRST_MINOR, second, third)
+        for name in names
+        for disk in make_node(name, "storage", first).disks
+    ]
+    assert len(minors) == len(set(minors)) == 3 * 35 * 2
+
+
+def test_a_block_with_a_used_device_is_skipped() -> None:
+    second = FIRST_MINOR + MINORS_PER_LAB
+    assert free_block([], [0, second + MINORS_PER_LAB - 1]) == second + MINORS_PER_LAB

@@ -18,11 +18,16 @@ def _report(line: str) -> None:
 
 @click.group(name="lab")
 def command() -> None:
-    """Make, use and remove a lab: servers as containers on this machine."""
+    """Make, use and remove a lab: servers as containers on this machine.
+
+    CLOUDCTL_LAB names it (default: lab), so that several can stand side by side.
+    """
 
 
 @command.command()
-@click.option("--topology", type=click.Choice(["full", "small"]), default="full", show_default=True)
+@click.option(
+    "--topology", type=click.Choice(["full", "small", "molecule"]), default="full", show_default=True
+)
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until every node answers.")
 def create(topology: str, wait: bool) -> None:
     """Make the lab, or what is missing of it, and its site directory."""

@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cloudctl.errors import CloudctlError, LockHeld, MultiError, UsageError
+from cloudctl.errors import CheckFailed, CloudctlError, LockHeld, MultiError, UsageError
 from cloudctl.lab import images, network, nodes, sitedir
 from cloudctl.lab.host import CACHE, check_host
-from cloudctl.lab.topology import TOPOLOGIES, LabNode, topology
+from cloudctl.lab.topology import NAME, TOPOLOGIES, LabNode, topology
 from cloudctl.paths import data_root
 
 Report = Callable[[str], None]
-_LOCK = Path("/run/cloudctl-lab.lock")
+_LOCK = Path(f"/run/cloudctl-{NAME}.lock")
+_CACHE_LOCK = Path("/run/cloudctl.cache.lock")
 
 
 @contextmanager
@@ -28,6 +29,14 @@ def _locked() -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LockHeld("lab-busy", "another lab command is running", where=str(_LOCK)) from None
+        yield
+
+
+@contextmanager
+def _cache_locked() -> Iterator[None]:
+    """Let one lab at a time fill what all labs share."""
+    with _CACHE_LOCK.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
@@ -76,12 +85,14 @@ def create(name: str, report: Report, *, wait: bool = True) -> list[str]:
     if name not in TOPOLOGIES:
         raise UsageError("lab-topology", f"no topology {name!r}", hint=f"one of: {', '.join(TOPOLOGIES)}")
     with _locked():
-        images.ensure(report)
-        _ensure_repository(report)
-        (CACHE / "registry").mkdir(parents=True, exist_ok=True)
+        with _cache_locked():
+            images.ensure(report)
+            _ensure_repository(report)
+            (CACHE / "registry").mkdir(parents=True, exist_ok=True)
         network.ensure()
+        minor = sitedir.first_minor()
         wanted = sitedir.recorded_nodes()
-        wanted |= {key: value for key, value in topology(name).items() if key not in wanted}
+        wanted |= {key: value for key, value in topology(name, minor).items() if key not in wanted}
         source, target = code_mount()
         stale = sitedir.record().get("code") not in (None, str(source))
         sitedir.save_record(
@@ -89,6 +100,7 @@ def create(name: str, report: Report, *, wait: bool = True) -> list[str]:
             | {
                 "deploy": wanted["deploy"].container,
                 "nodes": {node.name: node.role for node in wanted.values()},
+                "first_minor": minor,
             }
         )
         sitedir.write(wanted.values(), report)
@@ -134,10 +146,20 @@ def _ensure_repository(report: Report) -> None:
 
 
 def destroy(report: Report, *, cache: bool = False) -> None:
-    """Remove everything of the lab; with ``cache`` the images and packages too."""
+    """Remove everything of the lab; with ``cache`` the images and packages too.
+
+    Raises:
+        CheckFailed: the cache is to go, and another lab lives from it.
+    """
     check_host()
     with _locked():
         present = nodes.containers()
+        if cache and (others := len(nodes.all_containers()) - len(present)):
+            raise CheckFailed(
+                "lab-cache-in-use",
+                f"nodes of other labs ({others}) use the images and packages",
+                hint="destroy those labs first, or this one without --cache",
+            )
         with ThreadPoolExecutor(max_workers=max(1, len(present))) as pool:
             list(pool.map(nodes.remove, present))
         network.remove()

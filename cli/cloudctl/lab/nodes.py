@@ -13,9 +13,9 @@ from cloudctl.errors import ApplyFailed, Unreachable
 from cloudctl.lab import network
 from cloudctl.lab.host import run
 from cloudctl.lab.podman import limits, podman
-from cloudctl.lab.topology import PREFIX, LabNode
+from cloudctl.lab.topology import NAME, PREFIX, LabNode
 
-STATE = Path("/var/lib/cloudctl-lab")
+STATE = Path(f"/var/lib/cloudctl-{NAME}")
 """Everything of the lab that is not in podman's storage."""
 
 LABEL = "cloudctl.lab"
@@ -29,10 +29,18 @@ def directory(node: LabNode) -> Path:
 
 
 def containers() -> dict[str, str]:
-    """Return node name -> podman's state of every lab container."""
+    """Return node name -> podman's state of every container of this lab."""
+    return {
+        name.removeprefix(PREFIX): state
+        for name, state in all_containers().items()
+        if name.startswith(PREFIX)
+    }
+
+
+def all_containers() -> dict[str, str]:
+    """Return container name -> podman's state of every node of every lab of this machine."""
     output = run([*podman(), "ps", "-a", "--filter", f"label={LABEL}", "--format", "json"])
-    rows = json.loads(output or "[]")
-    return {row["Names"][0].removeprefix(PREFIX): str(row["State"]) for row in rows}
+    return {row["Names"][0]: str(row["State"]) for row in json.loads(output or "[]")}
 
 
 def host_key(node: LabNode) -> str:
@@ -209,6 +217,13 @@ def detach_disks() -> list[str]:
             _forget_loop_device(int(Path(row["name"]).name.removeprefix("loop")))
             detached.append(row["name"])
     return detached
+
+
+def loop_minors_in_use() -> set[int]:
+    """Return the minors of all attached loop devices of this machine."""
+    listed = run(["losetup", "--list", "--noheadings", "--output", "NAME"], check=False)
+    names = (Path(line.strip()).name.removeprefix("loop") for line in listed.splitlines())
+    return {int(name) for name in names if name.isdigit()}
 
 
 def _forget_loop_device(minor: int) -> None:

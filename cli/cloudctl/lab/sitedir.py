@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,8 +17,20 @@ from cloudctl.lab import nodes as lab_nodes
 from cloudctl.lab.host import run
 from cloudctl.lab.podman import open_files
 from cloudctl.lab.remote import MARKER
-from cloudctl.lab.topology import DEPLOY_ADDRESSES, NETWORKS, NICS, LabNode, make_node
+from cloudctl.lab.topology import (
+    DEPLOY_ADDRESSES,
+    FIRST_MINOR,
+    NAME,
+    NETWORKS,
+    NICS,
+    LabNode,
+    free_block,
+    make_node,
+)
 from cloudctl.paths import data_root
+
+STATES = lab_nodes.STATE.parent
+"""Where every lab has its directory."""
 
 SITE = lab_nodes.STATE / "site"
 REGISTRY = "10.10.10.2:5000"
@@ -43,7 +56,21 @@ def save_record(value: dict[str, Any]) -> None:
 
 def recorded_nodes() -> dict[str, LabNode]:
     """Return the lab's nodes, the deploy node first."""
-    return {name: make_node(name, role) for name, role in record().get("nodes", {}).items()}
+    known = record()
+    minor = int(known.get("first_minor", FIRST_MINOR))
+    return {name: make_node(name, role, minor) for name, role in known.get("nodes", {}).items()}
+
+
+def first_minor() -> int:
+    """Return the first minor of this lab's loop devices: the recorded one, else a block that is free."""
+    known = record()
+    if NAME == "lab" or "nodes" in known:
+        return int(known.get("first_minor", FIRST_MINOR))
+    taken = []
+    for marker in STATES.glob(f"cloudctl-*/site/{MARKER}"):
+        with contextlib.suppress(OSError, ValueError):
+            taken.append(int(json.loads(marker.read_text()).get("first_minor", FIRST_MINOR)))
+    return free_block(taken, lab_nodes.loop_minors_in_use())
 
 
 def public_key() -> str:
@@ -51,7 +78,7 @@ def public_key() -> str:
     key = SITE / "ssh" / "id_ed25519"
     if not key.exists():
         key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "cloudctl-lab", "-f", key])
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"cloudctl-{NAME}", "-f", key])
     return key.with_suffix(".pub").read_text().strip()
 
 
@@ -92,13 +119,13 @@ def settings(storage_nodes: int) -> dict[str, Any]:
     """Return ``settings.yml``: what makes the lab different from a machine room is only this.
 
     Args:
-        storage_nodes: how many there are; fewer than three can't hold three copies.
+        storage_nodes: how many there are; fewer than three can't hold three copies, none means no Ceph.
     """
     ceph: dict[str, Any] = {"osd_memory_target": 939524096}
-    if storage_nodes < 3:
+    if 0 < storage_nodes < 3:
         ceph["pools"] = {"size": storage_nodes, "min_size": 1}
     return {
-        "cloud": {"name": "lab"},
+        "cloud": {"name": NAME},
         "registry": {"address": REGISTRY},
         "packages": {"repository": "http://10.10.10.2:8081/"},
         "vip": {"internal": "10.10.10.250", "external": "192.168.124.250"},

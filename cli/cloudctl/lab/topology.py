@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 
 from cloudctl.errors import UsageError
 
-PREFIX = "cloudctl-lab-"
+VARIABLE = "CLOUDCTL_LAB"
+"""The environment variable that names the lab."""
+
+
+def lab_name(given: str | None) -> str:
+    """Return the lab's name, ``lab`` where none is given.
+
+    Raises:
+        UsageError: no dash is allowed in it: containers of ``a-b`` would look like those of ``a``.
+    """
+    name = given or "lab"
+    if not re.fullmatch(r"[a-z][a-z0-9]{0,14}", name):
+        raise UsageError(
+            "lab-name",
+            f"{name!r} can't be a lab's name: a letter, then at most 14 letters and digits, all small",
+            hint=f"unset {VARIABLE}, or give another name",
+        )
+    return name
+
+
+NAME = lab_name(os.environ.get(VARIABLE))
+"""Of the lab that this process works on."""
+
+PREFIX = f"cloudctl-{NAME}-"
 """Of every container of the lab."""
 
-NETNS = "cloudctl-lab"
+NETNS = f"cloudctl-{NAME}"
 """The network namespace that plays the switches: all bridges and the switch ends of all cables."""
 
 
@@ -77,10 +102,14 @@ DATA_SIZE = 8 * 2**30
 JOURNAL_SIZE = 2 * 2**30
 FIRST_MINOR = 201
 MINORS_PER_NODE = 10
+MINORS_PER_LAB = 400
+"""Loop device minors are the machine's: each lab has a block of its own, the lab ``lab`` the first one."""
 
 TOPOLOGIES = {
     "full": {"control": 3, "compute": 2, "storage": 3},
     "small": {"control": 1, "compute": 1, "storage": 1},
+    # For tests of roles and single services: three servers without disks.
+    "molecule": {"control": 3},
 }
 
 
@@ -138,8 +167,11 @@ class LabNode:
         return result
 
 
-def make_node(name: str, role: str) -> LabNode:
+def make_node(name: str, role: str, first_minor: int = FIRST_MINOR) -> LabNode:
     """Return the node with that name: the number at its end gives addresses and disks.
+
+    Args:
+        first_minor: of the lab's block of loop devices.
 
     Raises:
         UsageError: the name has no number, or the lab has no room for it.
@@ -153,14 +185,31 @@ def make_node(name: str, role: str) -> LabNode:
     index = int(match[1]) - 1
     disks: tuple[Disk, ...] = ()
     if role == "storage":
-        minor = FIRST_MINOR + index * MINORS_PER_NODE
+        minor = first_minor + index * MINORS_PER_NODE
         disks = (Disk("data1", minor, DATA_SIZE), Disk("journal1", minor + 1, JOURNAL_SIZE))
     return LabNode(name, role, FIRST_HOST_NUMBER[role] + index, disks)
 
 
-def topology(name: str) -> dict[str, LabNode]:
-    """Return the nodes of the topology ``full`` or ``small``, the deploy node first."""
+def topology(name: str, first_minor: int = FIRST_MINOR) -> dict[str, LabNode]:
+    """Return the nodes of a topology, the deploy node first."""
     nodes = [make_node("deploy", "deploy")]
     for role, count in TOPOLOGIES[name].items():
-        nodes += [make_node(f"{STEM[role]}{number:02d}", role) for number in range(1, count + 1)]
+        nodes += [make_node(f"{STEM[role]}{number:02d}", role, first_minor) for number in range(1, count + 1)]
     return {node.name: node for node in nodes}
+
+
+def free_block(taken: Iterable[int], in_use: Iterable[int]) -> int:
+    """Return the first minor of a block of loop devices that is nobody's.
+
+    The very first block is left to the lab ``lab``.
+
+    Args:
+        taken: first minors of the blocks of other labs.
+        in_use: minors of loop devices that are attached to something.
+    """
+    in_use = set(in_use)
+    blocked = {*taken, FIRST_MINOR}
+    first = FIRST_MINOR
+    while first in blocked or in_use & set(range(first, first + MINORS_PER_LAB)):
+        first += MINORS_PER_LAB
+    return first
