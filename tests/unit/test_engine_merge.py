@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudctl.engine.merge import dump_ini, merge, merge_ini, parse_ini
+from cloudctl.engine.merge import dump_ini, merge, override_ini, parse_ini
 
 names = st.text("abcdefghij_", min_size=1, max_size=8)
 values = st.text("abc:/=,.%$ 019", max_size=12).map(str.strip)
@@ -24,7 +24,7 @@ def test_what_is_written_reads_back(sections: dict[str, dict[str, list[str]]]) -
 def test_an_override_wins_and_the_rest_stays(
     base: dict[str, dict[str, list[str]]], over: dict[str, dict[str, list[str]]]
 ) -> None:
-    merged = merge_ini([base, over])
+    merged = parse_ini(override_ini(dump_ini(base), over))
     for section, keys in base.items():
         for key, value in keys.items():
             assert merged[section][key] == over.get(section, {}).get(key, value)
@@ -36,6 +36,12 @@ def test_an_override_wins_and_the_rest_stays(
 def test_repeated_keys_are_replaced_together() -> None:
     base = "[a]\nfilter = one\nfilter = two\nkeep = 1\n"
     assert merge(base, ["[a]\nfilter = three\n"], "ini") == "[a]\nfilter = three\nkeep = 1\n"
+
+
+def test_only_the_overridden_lines_differ() -> None:
+    base = "# ours\n[a]\n# why\none = 1\n\ntwo = 2\n\n[b]\nthree = 3\n"
+    merged = merge(base, ["[a]\ntwo = 22\nnew = x\n[c]\nfour = 4\n"], "ini")
+    assert merged == "# ours\n[a]\n# why\none = 1\n\ntwo = 22\nnew = x\n\n[b]\nthree = 3\n\n[c]\nfour = 4\n"
 
 
 def test_continuation_lines_belong_to_their_key() -> None:

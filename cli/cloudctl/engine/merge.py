@@ -49,17 +49,55 @@ def parse_ini(text: str) -> Ini:
     return sections
 
 
-def merge_ini(layers: Sequence[Ini]) -> Ini:
-    """Merge: a key of a later layer replaces all values of the earlier ones; the rest stays."""
-    merged: Ini = {}
-    for layer in layers:
-        for section, keys in layer.items():
-            merged.setdefault(section, {}).update({key: list(values) for key, values in keys.items()})
-    return merged
+def override_ini(base: str, over: Ini) -> str:
+    """Return ``base`` with the keys of ``over``: theirs replace all values of ours, everything else stays.
+
+    Lines, comments and order of ``base`` are kept, so that a difference shows what changed and no more.
+    """
+    left = {section: dict(keys) for section, keys in over.items()}
+    lines: list[str] = []
+    section, dropping = "", False
+    section_end: dict[str, int] = {}
+
+    def emit(wanted: str, key: str) -> None:
+        values = left.get(wanted, {}).pop(key, [])
+        lines.extend(f"{key} = {value}".rstrip() for value in values)
+
+    for line in base.splitlines():
+        stripped = line.strip()
+        if stripped.startswith("[") and stripped.endswith("]") and line[0] not in " \t":
+            section, dropping = stripped[1:-1].strip(), False
+            lines.append(line)
+        elif not stripped or stripped[0] in "#;":
+            dropping = dropping and bool(stripped)
+            lines.append(line)
+            if not stripped:
+                continue
+        elif line[0] in " \t":
+            if not dropping:
+                lines.append(line)
+        else:
+            key = next(iter(next(iter(parse_ini(line).values()))))
+            dropping = key in over.get(section, {})
+            if dropping:
+                emit(section, key)
+            else:
+                lines.append(line)
+        section_end[section] = len(lines)
+    for name, end in sorted(section_end.items(), key=lambda item: -item[1]):
+        added = [
+            f"{key} = {value}".rstrip() for key, values in left.pop(name, {}).items() for value in values
+        ]
+        lines[end:end] = added
+    fresh = {name: keys for name, keys in left.items() if keys}
+    first = fresh.pop("", {})
+    head = dump_ini({"": first}).splitlines() if first else []
+    tail = ["", *dump_ini(fresh).splitlines()] if fresh else []
+    return "\n".join([*head, *lines, *tail]).strip("\n") + "\n"
 
 
 def dump_ini(sections: Ini) -> str:
-    """Write the sections back, in their order."""
+    """Write sections as text, in their order."""
     lines: list[str] = []
     for section, keys in sections.items():
         if section:
@@ -75,7 +113,9 @@ def _merge_mappings(base: Any, over: Any) -> Any:
 
 
 def _ini(base: str, overrides: Sequence[str]) -> str:
-    return dump_ini(merge_ini([parse_ini(text) for text in (base, *overrides)]))
+    for text in overrides:
+        base = override_ini(base, parse_ini(text))
+    return base
 
 
 def _yaml(base: str, overrides: Sequence[str]) -> str:
