@@ -34,7 +34,7 @@ Change = dict[str, str]
 State = dict[str, Any]
 
 SYSTEM_DATABASES = frozenset({"information_schema", "mysql", "performance_schema", "sys", "test"})
-SYSTEM_ACCOUNTS = frozenset({"", "root", "mysql", "mariadb.sys", "monitor", "PUBLIC"})
+SYSTEM_ACCOUNTS = frozenset({"", "root", "mysql", "mariadb.sys", "haproxy", "PUBLIC"})
 CHARACTER_SET = "utf8mb3"
 DIGEST_KEY = "cloudctl_digest"
 WORKERS = 8
