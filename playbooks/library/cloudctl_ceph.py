@@ -973,7 +973,7 @@ def find_cluster(desired):
 def everything(desired, reason):
     """Return the changes that a new cluster means."""
     return (
-        [change("cluster", desired["fsid"], "create", reason)]
+        [change("cluster", "ceph", "create", reason)]
         + [change("host", host["name"], "create", "new cluster") for host in desired["hosts"]]
         + [change("mon", mon["name"], "create", "new cluster") for mon in desired["mons"]]
         + [change("mgr", name, "create", "new cluster") for name in desired["mgrs"]]
@@ -991,14 +991,12 @@ def observe(desired, devices):
         result["changes"] = refusals(everything(desired, reason), devices)
         return result
     if state != "present":
-        result["changes"] = [change("cluster", desired["fsid"], "refuse", reason)]
+        result["changes"] = [change("cluster", "ceph", "refuse", reason)]
         return result
     try:
         found = read_cluster(Ceph(desired["fsid"], desired["mons"][0]["name"], desired["image"]), desired)
     except Unanswered as error:
-        result.update(
-            cluster="unreachable", changes=[change("cluster", desired["fsid"], "update", str(error))]
-        )
+        result.update(cluster="unreachable", changes=[change("cluster", "ceph", "update", str(error))])
         return result
     result["changes"] = refusals(compare(desired, found, devices), devices)
     result["health"] = health_text(found["status"])
@@ -1061,7 +1059,7 @@ class Applier:
         if state in ("absent", "interrupted"):
             self.refuse_old_data()
             self.bootstrap(state)
-            self.done.append(change("cluster", self.desired["fsid"], "create", reason))
+            self.done.append(change("cluster", "ceph", "create", reason))
             self.lap("bootstrap")
         found = self.wait_for_answers()
         self.apply_config(found)
