@@ -104,8 +104,9 @@ def test_everything_wrong_is_told_at_once() -> None:
     facts["kvm"] = "/dev/kvm: No such file or directory"
     findings = list(judge.judge_node(NODE, facts, PORTS))
     assert [finding.ref for finding in findings] == [
-        "become-failed", "os-unsupported", "clock-skew", "disk-nearly-full", "nic-mtu", "nic-no-link",
-        "nic-missing", "port-in-use", "registry-silent", "engine-too-old", "kernel-module-missing", "kvm-unusable",
+        "become-failed", "os-unsupported", "clock-skew", "disk-nearly-full", "nic-mtu",
+        "nic-no-link", "nic-missing", "port-in-use", "registry-silent", "engine-too-old",
+        "kernel-module-missing", "kvm-unusable",
     ]  # fmt: skip
     assert all(finding.node == "cmp01" and finding.hint and not finding.warning for finding in findings)
     assert {finding.as_error().exit_code for finding in findings} == {4}

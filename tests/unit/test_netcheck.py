@@ -129,6 +129,11 @@ def test_unconfigured_node() -> None:
     assert failures(configured_only(answers("abc", bad))) == []
 
 
+def test_every_unconfigured_node_is_named() -> None:
+    found = culprits(answers("abc", lambda a, b: "unconfigured"))
+    assert {cause.node for cause in found} == {"a", "b", "c"}
+
+
 def test_failures_of_a_reached_node_are_told_apart() -> None:
     assert explain_failure("n", "t", "Missing sudo password").ref == "become-failed"
     assert explain_failure("n", "t", "/bin/sh: 1: /usr/bin/python3: not found").ref == "python-missing"

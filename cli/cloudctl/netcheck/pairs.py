@@ -154,7 +154,11 @@ def culprits(answers: Answers) -> list[Culprit]:
                     if kind == "mtu" and 0 < ports.get((n, network), ("", wanted))[1] < wanted
                 ]
                 node = max(small or counts, key=lambda name: counts[name])
-                explained = [f for f in remaining if node in (f.source, f.destination)]
+                explained = [
+                    f
+                    for f in remaining
+                    if f.source == node or (f.destination == node and kind != "unconfigured")
+                ]
                 others = {n for f in explained for n in (f.source, f.destination)} - {node}
                 interface, mtu = ports.get((node, network), ("", 0))
                 if node in small:
