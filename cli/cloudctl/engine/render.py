@@ -207,7 +207,8 @@ class Renderer:
         address = self.site.get("vip.internal")
         if scope == "external":
             address = self.site.get("vip.external") or address
-        return f"https://{address}:{front['port']}"
+        port = front.get("public_port", front["port"]) if scope == "external" else front["port"]
+        return f"https://{address}:{port}"
 
     def _auth_url(self) -> str:
         for service in self.services:
@@ -484,7 +485,7 @@ class Renderer:
             "service": job.service,
             "container": job.container,
             "command": command,
-            "environment": dict(job.environment),
+            "environment": {key: self._text(value, node) for key, value in job.environment.items()},
             "at": job.at,
             "phase": job.phase,
             "once": job.once,
@@ -495,6 +496,10 @@ class Renderer:
             "timeout": job.timeout,
             "user": job.user,
         }
+
+    def _text(self, value: str, node: Node) -> str:
+        """Return a value of a definition with its expressions filled in."""
+        return self._environment.from_string(value).render(node=node) if "{{" in value else value
 
     def _sections(self, node: Node, containers: Mapping[str, Spec]) -> list[Spec]:
         """Cluster-wide state (databases, accounts, registrations) that one coordinator reconciles."""

@@ -36,6 +36,28 @@ SITE = lab_nodes.STATE / "site"
 REGISTRY = "10.10.10.2:5000"
 """Of the images, as nodes reach it: the deploy node."""
 
+SMALL: dict[str, dict[str, Any]] = {
+    "cinder": {"api_workers": 1},
+    "horizon": {"processes": 1},
+    "keystone": {"processes": 1},
+    "mariadb": {
+        "applier_threads": 2,
+        "buffer_pool_size": "128M",
+        "gcache_size": "128M",
+        "log_file_size": "64M",
+        "max_connections": 600,
+    },
+    "memcached": {"memory": 64},
+    "nova": {
+        "cpu_allocation_ratio": "16.0",
+        "ram_allocation_ratio": "2.0",
+        "reserved_host_memory_mb": 256,
+        "shutdown_timeout": 10,
+    },
+    "rabbitmq": {"memory_limit": "400MB", "schedulers": 1},
+}
+"""Settings that fit nine servers into one machine."""
+
 _HEADER = "# Written by `cloudctl lab create`; yours to change: a changed file is never written again.\n"
 
 
@@ -121,7 +143,11 @@ def settings(storage_nodes: int) -> dict[str, Any]:
     Args:
         storage_nodes: how many there are; fewer than three can't hold three copies, none means no Ceph.
     """
-    ceph: dict[str, Any] = {"osd_memory_target": 939524096}
+    ceph: dict[str, Any] = {
+        "osd_memory_target": 939524096,
+        # All nodes share this machine's disk: a share of it says nothing about a monitor's space.
+        "config": {"mon": {"mon_data_avail_warn": 5}},
+    }
     if 0 < storage_nodes < 3:
         ceph["pools"] = {"size": storage_nodes, "min_size": 1}
     return {
@@ -140,6 +166,7 @@ def settings(storage_nodes: int) -> dict[str, Any]:
         },
         "time": {"set_clock": False},
         "ceph": ceph,
+        "services": SMALL,
     }
 
 
