@@ -14,12 +14,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from cloudctl.errors import VerifyFailed
 from cloudctl.verify import guest
 from cloudctl.verify.console import parse_frame, try_console, websocket_target
 from cloudctl.verify.image import image_format, prepared
 from cloudctl.verify.steps import Step, StepFailed, run_steps, wait_until
-from cloudctl.verify.tenant import ALL_STEPS, PREFIX, STEPS, World, expected_ids, leftover_names
+from cloudctl.verify.tenant import (
+    ALL_STEPS,
+    PREFIX,
+    STEPS,
+    World,
+    build_errors,
+    leftover_names,
+    plausible_id,
+)
 
 Trace = list[str]
 
@@ -172,9 +181,44 @@ def test_undo_of_a_killed_run_removes_everything_in_an_order_that_works() -> Non
 
 
 def test_guest_may_know_itself_by_either_id() -> None:
-    server = SimpleNamespace(id="uuid", instance_name="instance-0000000a")
-    assert expected_ids(server) == {"uuid", "i-0000000a"}
-    assert expected_ids(SimpleNamespace(id="uuid", instance_name=None)) == {"uuid"}
+    assert plausible_id("uuid", "uuid")
+    assert plausible_id("i-0000002a", "uuid")
+    assert not plausible_id("none", "uuid") and not plausible_id("", "uuid")
+
+
+def test_evidence_is_taken_before_the_clean_up_and_may_fail() -> None:
+    trace: Trace = []
+
+    def diagnose() -> list[str]:
+        trace.append("diagnose")
+        return ["kernel panic"]
+
+    report = run_steps([make("a", fails=StepFailed("x"))], trace, diagnose=diagnose)
+    assert trace == ["run a", "diagnose", "undo a"]
+    assert report.evidence == ["kernel panic"]
+
+    def broken() -> list[str]:
+        raise RuntimeError
+
+    assert run_steps([make("a", fails=StepFailed("x"))], [], diagnose=broken).error is not None
+
+
+def test_reasons_of_each_compute_node_are_told() -> None:
+    events = [
+        {"result": "Error", "host": "cmp01", "traceback": "Traceback\n  x\nlibvirt.libvirtError: no kvm\n"},
+        {"result": "Error", "host": "cmp02", "details": "no kvm", "traceback": None},
+        {"result": "Success", "host": "cmp03", "traceback": None},
+    ]
+    compute = SimpleNamespace(
+        server_actions=lambda server: [SimpleNamespace(request_id="r")],
+        get_server_action=lambda request, server: SimpleNamespace(events=events),
+    )
+    world = World(site=None, admin=SimpleNamespace(compute=compute))  # type: ignore[arg-type]
+    server = SimpleNamespace(id="1", fault={"message": "Exhausted all hosts"})
+    assert build_errors(world, server) == (
+        "Exhausted all hosts; cmp01: libvirt.libvirtError: no kvm; cmp02: no kvm"
+    )
+    assert build_errors(World(site=None, admin=None), server) == "Exhausted all hosts"  # type: ignore[arg-type]
 
 
 def test_new_disk() -> None:

@@ -26,11 +26,15 @@ def ports(renderer: Renderer, node: Node) -> dict[int, str]:
     for name in containers:
         for port in _CLUSTER_PORTS.get(name, ()):
             found[port] = name
+    # The virtual addresses' ports are taken on every node that may hold them.
+    balancer = next((name for name in containers if name == "haproxy"), None)
     for service in renderer.services:
         for frontend in service.frontends:
+            if balancer:
+                found.setdefault(int(frontend["port"]), balancer)
             container = str(frontend.get("container", ""))
             if container in containers:
-                found[int(frontend["port"])] = container
+                found[int(frontend.get("backend_port", frontend["port"]))] = container
                 check = frontend.get("check") or {}
                 if check.get("port"):
                     found[int(check["port"])] = container

@@ -40,7 +40,7 @@ def command(site_path: Path, keep: bool, output: str) -> None:
         RunRecord(site_path, "verify", sys.argv[1:], mask=masker.mask) as record,
     ):
         # Loading the client takes a second: not for a command line that is wrong.
-        from cloudctl.verify.tenant import ALL_STEPS, make_world
+        from cloudctl.verify.tenant import ALL_STEPS, console_log, make_world
 
         def after(outcome: Outcome) -> None:
             record.event({"step": outcome.name, "result": outcome.result, "seconds": outcome.seconds})
@@ -50,7 +50,9 @@ def command(site_path: Path, keep: bool, output: str) -> None:
             record.log(f"{outcome.result} {outcome.seconds:.1f} s {outcome.name}: {outcome.detail}")
 
         world = make_world(site)
-        report = run_steps(ALL_STEPS, world, keep=keep, after=after)
+        report = run_steps(ALL_STEPS, world, keep=keep, after=after, diagnose=lambda: console_log(world))
+        for line in report.evidence:
+            record.log(f"console: {line}")
         if keep and world.private_key:
             key = state_directory(site_path) / "verify.key"
             write_atomically(key, world.private_key)
@@ -73,6 +75,10 @@ def _text(console: Console, report: Report) -> None:
     if report.healthy:
         seconds = sum(outcome.seconds for outcome in report.outcomes)
         console.line(f"The cloud works: {len(report.outcomes)} steps in {duration(seconds)}.")
+    if report.evidence:
+        console.line("The VM's console, last lines:")
+        for line in report.evidence[-15:]:
+            console.line(f"  {line}")
     if report.kept:
         console.line(f"Kept until the next verify: project {report.kept['project']}.")
         if report.kept["address"]:

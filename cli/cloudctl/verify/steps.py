@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -59,6 +60,8 @@ class Report:
     leftovers: list[str] = field(default_factory=list)
     """What could not be removed."""
     kept: dict[str, str] = field(default_factory=dict)
+    evidence: list[str] = field(default_factory=list)
+    """Lines that help to find the cause; taken before the clean-up removes their source."""
 
     @property
     def healthy(self) -> bool:
@@ -74,6 +77,7 @@ class Report:
             "error": self.error.as_dict() if self.error else None,
             "leftovers": self.leftovers,
             "kept": self.kept,
+            "evidence": self.evidence,
         }
 
 
@@ -90,6 +94,7 @@ def run_steps(
     keep: bool = False,
     before: Callable[[str], None] = lambda name: None,
     after: Callable[[Outcome], None] = lambda outcome: None,
+    diagnose: Callable[[], list[str]] = list,
     clock: Callable[[], float] = time.monotonic,
 ) -> Report:
     """Run the steps until one fails, then undo all that were begun, last first.
@@ -98,6 +103,7 @@ def run_steps(
         keep: undo nothing.
         before: told a step's name when it starts.
         after: told how it went.
+        diagnose: called after a failure, before anything is removed; returns evidence.
         clock: seconds, for tests.
 
     Returns:
@@ -131,6 +137,8 @@ def run_steps(
             report.error = VerifyFailed(
                 "verify-failed", f"{step.name}: {cause}", where=step.name, hint=step.look or None
             )
+            with contextlib.suppress(Exception):
+                report.evidence = diagnose()
             break
         note(step.name, "ok", start, detail)
 

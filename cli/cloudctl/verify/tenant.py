@@ -7,6 +7,8 @@ after this run and after one that was killed.
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -56,6 +58,7 @@ class World:
     server: Any = None
     disks: list[str] = field(default_factory=list)
     address: str = ""
+    instance: str = ""
 
 
 def _delete(found: Any, delete: Any, still: Any, what: str) -> None:
@@ -416,9 +419,7 @@ class Boot(Step[World]):
             nonlocal seen
             seen = compute.get_server(world.server.id)
             if seen.status == "ERROR":
-                raise StepFailed(
-                    f"the VM is in state ERROR: {(seen.fault or {}).get('message', 'no reason given')}"
-                )
+                raise StepFailed(f"the VM is in state ERROR: {build_errors(world, seen)}")
             return bool(seen.status == "ACTIVE")
 
         wait_until(
@@ -438,6 +439,28 @@ class Boot(Step[World]):
             )
 
         _delete(found(), lambda server: compute.delete_server(server, force=False), found, "the VM")
+
+
+def build_errors(world: World, server: Any) -> str:
+    """Return why a VM could not be built: what Nova says, and what each compute node said before."""
+    reasons = [(server.fault or {}).get("message") or "no reason given"]
+    with contextlib.suppress(Exception):
+        compute = world.admin.compute
+        for action in compute.server_actions(server.id):
+            for event in compute.get_server_action(action.request_id, server.id).events or []:
+                trace = str(event.get("traceback") or "").strip()
+                cause = event.get("details") or (trace.splitlines()[-1].strip() if trace else "")
+                if event.get("result") == "Error" and cause:
+                    reasons.append(f"{event.get('host') or event.get('event')}: {cause}")
+    return "; ".join(dict.fromkeys(reasons))
+
+
+def console_log(world: World) -> list[str]:
+    """Return the last lines of the VM's console, an empty list where there is none."""
+    if world.server is None:
+        return []
+    output = world.admin.compute.get_server_console_output(world.server.id, length=40)["output"]
+    return [line.rstrip() for line in output.splitlines() if line.strip()]
 
 
 class FloatingIp(Step[World]):
@@ -494,26 +517,24 @@ class Metadata(Step[World]):
 
         wait_until(answers, GUEST_TIMEOUT, "an answer on port 80", why=lambda: last)
         instance, host = answers(), guest.http_get(world.address, "/hostname")
-        expected = expected_ids(world.server)
-        if instance not in expected:
-            raise StepFailed(
-                f"the guest's instance-id is '{instance}', Nova's is {' or '.join(sorted(expected))}"
-            )
+        if not plausible_id(instance, str(world.server.id)):
+            raise StepFailed(f"the guest's instance-id is '{instance}', the VM's id is {world.server.id}")
+        world.instance = instance
         wanted = world.server.hostname or world.name
         if host.split(".")[0] != wanted.split(".")[0]:
             raise StepFailed(f"the guest's host name is '{host}', Nova's is '{wanted}'")
         return f"instance-id {instance}, host name {host}"
 
 
-def expected_ids(server: Any) -> set[str]:
-    """Return the ids by which a guest may know itself: the server's UUID, and EC2's short form of it."""
-    ids = {str(server.id)}
-    name = str(server.instance_name or "")
-    if name.startswith("instance-"):
-        ids.add("i-" + name.removeprefix("instance-"))
-    return ids
+def plausible_id(instance: str, server: str) -> bool:
+    """Tell whether a guest may know itself by this id: the server's UUID, or EC2's short form.
+
+    The short form (``i-0000002a``) is a number that no API tells; SSH compares the rest.
+    """
+    return instance == server or re.fullmatch(r"i-[0-9a-f]{8}", instance) is not None
 
 
+_METADATA = "http://169.254.169.254"
 _LIST_DISKS = "cd /sys/block && for d in [hsv]d*; do [ -e $d ] && echo $d; done; true"
 
 
@@ -546,7 +567,18 @@ class Ssh(Step[World]):
             return bool(kernel)
 
         wait_until(attempt, GUEST_TIMEOUT, "a login by SSH", why=lambda: last)
-        return f"kernel {kernel}"
+        with guest.ssh(world.address, world.private_key) as client:
+            own = json.loads(
+                guest.run(client, f"wget -q -T 10 -O - {_METADATA}/openstack/latest/meta_data.json")
+            )
+            short = guest.run(client, f"wget -q -T 10 -O - {_METADATA}/latest/meta-data/instance-id")
+        if own.get("uuid") != world.server.id:
+            raise StepFailed(
+                f"the metadata service says uuid {own.get('uuid')}, the VM's is {world.server.id}"
+            )
+        if world.instance not in (short, own["uuid"]):
+            raise StepFailed(f"the guest says instance-id '{world.instance}', the metadata service '{short}'")
+        return f"kernel {kernel}; metadata has the VM's uuid"
 
 
 class Attach(Step[World]):
