@@ -447,7 +447,8 @@ def build_errors(world: World, server: Any) -> str:
     with contextlib.suppress(Exception):
         compute = world.admin.compute
         for action in compute.server_actions(server.id):
-            for event in compute.get_server_action(action.request_id, server.id).events or []:
+            for found in compute.get_server_action(action.request_id, server.id).events or []:
+                event = found.to_dict() if hasattr(found, "to_dict") else found
                 trace = str(event.get("traceback") or "").strip()
                 cause = event.get("details") or (trace.splitlines()[-1].strip() if trace else "")
                 if event.get("result") == "Error" and cause:
