@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.meta
 import yaml
 
 from cloudctl.ceph import desired as ceph_desired
@@ -27,6 +28,8 @@ CONFIG_ROOT = "/etc/kolla"
 PROJECT = "cloudctl"
 LABEL = "cloudctl.parts"
 Spec = dict[str, Any]
+_DIFFERS = frozenset({"node", "container", "container_group", "container_groups"})
+"""What a template may read that is not the same for all nodes and containers."""
 _HEALTHCHECK = {
     "interval": "30s",
     "timeout": "10s",
@@ -61,6 +64,9 @@ class Renderer:
         self._files = {name: config for service in self.services for name, config in service.files.items()}
         self._overrides: dict[Path, str | None] = {}
         self._rendered: dict[tuple[str, str, str], str] = {}
+        self._texts: dict[tuple[Any, ...], str] = {}
+        self._reads: dict[str, frozenset[str]] = {}
+        self._snippets: dict[str, jinja2.Template] = {}
         directories = {service.name: service.path / "templates" for service in self.services}
         shared = [data_root() / "services" / "_common", data_root() / "roles" / "node" / "templates"]
 
@@ -226,9 +232,19 @@ class Renderer:
         return self._overrides[path]
 
     def template(self, name: str, where: str, **context: Any) -> str:
-        """Render one template; an error names the template's file and line."""
+        """Render one template; an error names the template's file and line.
+
+        Rendered once for all nodes and containers that look the same to the template: what every node
+        gets (its size grows with the cloud) would else cost the square of their number.
+        """
         try:
-            return self._environment.get_template(name).render(**context)
+            key = (name, *(
+                (read, getattr(context[read], "name", context[read]))
+                for read in sorted(self._differences(name)) if read in context
+            ))  # fmt: skip
+            if key not in self._texts:
+                self._texts[key] = self._environment.get_template(name).render(**context)
+            return self._texts[key]
         except jinja2.TemplateNotFound as error:
             raise ConfigError("template-missing", f"template {error.name} is missing", where=where) from error
         except jinja2.TemplateError as error:
@@ -237,6 +253,25 @@ class Renderer:
                 "template-error", f"{name.replace('::', '/templates/')}: {error.message or error}",
                 where=f"{where}{f' line {line}' if line else ''}",
             ) from error  # fmt: skip
+
+    def _differences(self, name: str) -> frozenset[str]:
+        """Return what a template, or one that it brings in, reads of ``_DIFFERS``."""
+        if name not in self._reads:
+            self._reads[name] = frozenset()  # for templates that bring each other in
+            loader = self._environment.loader
+            assert loader is not None
+            tree = self._environment.parse(loader.get_source(self._environment, name)[0], name)
+            found = _DIFFERS & jinja2.meta.find_undeclared_variables(tree)
+            for other in jinja2.meta.find_referenced_templates(tree):
+                found |= _DIFFERS if other is None else self._differences(other)
+            self._reads[name] = found
+        return self._reads[name]
+
+    def _snippet(self, text: str) -> jinja2.Template:
+        """Return a template given as text, compiled once."""
+        if text not in self._snippets:
+            self._snippets[text] = self._environment.from_string(text)
+        return self._snippets[text]
 
     def file_content(self, config: ConfigFile, node: Node, container: Container) -> str:
         """Render one configuration file as one container on one node reads it, overrides merged."""
@@ -366,7 +401,7 @@ class Renderer:
             compose["cgroup"] = container.cgroupns
         if container.healthcheck:
             compose["healthcheck"] = _healthcheck(
-                self._environment.from_string(json.dumps(dict(container.healthcheck))).render(
+                self._snippet(json.dumps(dict(container.healthcheck))).render(
                     node=node, container=container.name, s=self._service_settings[container.service]
                 )
             )
@@ -499,7 +534,7 @@ class Renderer:
 
     def _text(self, value: str, node: Node) -> str:
         """Return a value of a definition with its expressions filled in."""
-        return self._environment.from_string(value).render(node=node) if "{{" in value else value
+        return self._snippet(value).render(node=node) if "{{" in value else value
 
     def _sections(self, node: Node, containers: Mapping[str, Spec]) -> list[Spec]:
         """Cluster-wide state (databases, accounts, registrations) that one coordinator reconciles."""
