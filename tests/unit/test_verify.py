@@ -207,7 +207,12 @@ def test_reasons_of_each_compute_node_are_told() -> None:
     events = [
         {"result": "Error", "host": "cmp01", "traceback": "Traceback\n  x\nlibvirt.libvirtError: no kvm\n"},
         {"result": "Error", "host": "cmp02", "details": "no kvm", "traceback": None},
-        {"result": "Success", "host": "cmp03", "traceback": None},
+        {
+            "result": "Success",
+            "host": "cmp03",
+            "traceback": None,
+            "event": "compute__do_build_and_run_instance",
+        },
     ]
     compute = SimpleNamespace(
         server_actions=lambda server: [SimpleNamespace(request_id="r")],
@@ -216,7 +221,8 @@ def test_reasons_of_each_compute_node_are_told() -> None:
     world = World(site=None, admin=SimpleNamespace(compute=compute))  # type: ignore[arg-type]
     server = SimpleNamespace(id="1", fault={"message": "Exhausted all hosts"})
     assert build_errors(world, server) == (
-        "Exhausted all hosts; cmp01: libvirt.libvirtError: no kvm; cmp02: no kvm"
+        "Exhausted all hosts; cmp01: libvirt.libvirtError: no kvm; cmp02: no kvm; "
+        "tried on cmp03: the reason is in nova-compute.log there"
     )
     assert build_errors(World(site=None, admin=None), server) == "Exhausted all hosts"  # type: ignore[arg-type]
 

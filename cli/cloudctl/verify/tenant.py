@@ -442,17 +442,25 @@ class Boot(Step[World]):
 
 
 def build_errors(world: World, server: Any) -> str:
-    """Return why a VM could not be built: what Nova says, and what each compute node said before."""
+    """Return why a VM could not be built: what Nova says, and where it was tried.
+
+    A compute node that hands the VM back to the scheduler keeps its reason in its own log.
+    """
     reasons = [(server.fault or {}).get("message") or "no reason given"]
+    tried: list[str] = []
     with contextlib.suppress(Exception):
         compute = world.admin.compute
         for action in compute.server_actions(server.id):
             for found in compute.get_server_action(action.request_id, server.id).events or []:
                 event = found.to_dict() if hasattr(found, "to_dict") else found
-                trace = str(event.get("traceback") or "").strip()
+                host, trace = event.get("host"), str(event.get("traceback") or "").strip()
                 cause = event.get("details") or (trace.splitlines()[-1].strip() if trace else "")
                 if event.get("result") == "Error" and cause:
-                    reasons.append(f"{event.get('host') or event.get('event')}: {cause}")
+                    reasons.append(f"{host or event.get('event')}: {cause}")
+                elif host and str(event.get("event")).startswith("compute_") and host not in tried:
+                    tried.append(host)
+    if tried:
+        reasons.append(f"tried on {', '.join(sorted(tried))}: the reason is in nova-compute.log there")
     return "; ".join(dict.fromkeys(reasons))
 
 
