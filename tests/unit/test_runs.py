@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from cloudctl.errors import ApplyFailed, LockHeld, UsageError
 from cloudctl.runs.lock import SiteLock
 from cloudctl.runs.record import RunRecord, find_run, list_runs, mask_arguments, read_run
