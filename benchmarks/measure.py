@@ -179,10 +179,14 @@ def _watch(root: int, interval: float, peak: list[float], over: threading.Event)
 
 def _end_orphans() -> None:
     """End and reap the processes that the command left behind (they are our children now)."""
-    for pid in [pid for pid, parent in _parents().items() if parent == os.getpid()]:
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(pid, signal.SIGTERM)
-            os.waitpid(pid, 0)
+    for _ in range(20):  # one that ends may leave children of its own
+        orphans = [pid for pid, parent in _parents().items() if parent == os.getpid()]
+        for pid in orphans:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGTERM)
+                os.waitpid(pid, 0)
+        if not orphans:
+            return
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:

@@ -32,8 +32,12 @@ _WITH_VALUE = "BbcDEeFIiJLlmOopQRSWw"
 
 
 def cloudctl(site: Path, *words: str) -> list[str]:
-    """Return the command line of this checkout's cloudctl."""
-    return [sys.executable, "-m", "cloudctl", "--site", str(site), *words]
+    """Return the command line of cloudctl: the lab's own in a lab's deploy node, else this checkout's."""
+    from cloudctl.lab import remote
+
+    # The lab's knows where byte code is kept, which the checkout's can't be there.
+    start = ["/usr/local/bin/cloudctl"] if remote.inside_deploy_node() else [sys.executable, "-m", "cloudctl"]
+    return [*start, "--site", str(site), *words]
 
 
 def must_be_unchanged(site: Path) -> dict[str, Any]:
