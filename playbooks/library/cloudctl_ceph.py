@@ -585,6 +585,24 @@ def refusals(changes, devices):
     return result
 
 
+def adopt_unstarted(checks, new_osds):
+    """Return the device checks with half-made OSDs of this cluster counted as ours.
+
+    A power cut while an OSD is being formatted leaves a label without the cluster's id, which the check on
+    the node can only refuse. The monitors know better: they list the OSD's id as new, never started.
+    """
+    fresh = {osd["uuid"] for osd in new_osds if osd["uuid"]}
+    return {
+        host: [
+            {**item, "state": "ours", "reason": f"OSD {item['osd_uuid']}, never started"}
+            if item["state"] == "refused" and item["osd_uuid"] in fresh
+            else item
+            for item in items
+        ]
+        for host, items in checks.items()
+    }
+
+
 def osd_specs(missing, checks):
     """Return cephadm's specifications for the missing OSDs, hosts with the same devices together.
 
@@ -643,8 +661,18 @@ def initial_config(desired):
     return "\n".join(lines) + "\n"
 
 
-def unfinished(desired, status):
-    """Return what a cluster's status (``ceph status``) still lacks, one line each; empty when all is well."""
+def complaints(status):
+    """Return the health checks that a deployment waits for: {name: message}."""
+    checks = (status.get("health") or {}).get("checks") or {}
+    return {
+        name: check.get("summary", {}).get("message", "")
+        for name, check in sorted(checks.items())
+        if name not in HARMLESS and not check.get("muted")
+    }
+
+
+def absent_daemons(desired, status):
+    """Return what a cluster's status (``ceph status``) lacks in daemons, one line each."""
     waiting = []
     quorum = set(status.get("quorum_names") or ())
     absent = [mon["name"] for mon in desired["mons"] if mon["name"] not in quorum]
@@ -658,10 +686,23 @@ def unfinished(desired, status):
     up = int(osdmap.get("num_up_osds") or 0)
     if up < len(desired["osds"]):
         waiting.append(f"OSDs up: {up} of {len(desired['osds'])}")
-    for name, check in sorted(((status.get("health") or {}).get("checks") or {}).items()):
-        if name not in HARMLESS and not check.get("muted"):
-            waiting.append(f"{name}: {check.get('summary', {}).get('message', '')}")
     return waiting
+
+
+def unfinished(desired, status, changes, before=()):
+    """Return what is to be waited for, one line each; empty when all is well.
+
+    Args:
+        desired: the wanted cluster.
+        status: answer of ``ceph status``.
+        changes: what was changed; a cluster with a node down must not hold up a new option or client.
+        before: names of health checks that complained already before the first change.
+    """
+    waiting = []
+    if {entry["kind"] for entry in changes} & {"cluster", "host", "mon", "mgr", "osd"}:
+        waiting += absent_daemons(desired, status)
+    found = complaints(status)
+    return waiting + [f"{name}: {found[name]}" for name in found if name not in before]
 
 
 def health_text(status):
@@ -998,6 +1039,7 @@ def observe(desired, devices):
     except Unanswered as error:
         result.update(cluster="unreachable", changes=[change("cluster", "ceph", "update", str(error))])
         return result
+    devices = adopt_unstarted(devices, found["new_osds"])
     result["changes"] = refusals(compare(desired, found, devices), devices)
     result["health"] = health_text(found["status"])
     result["notes"] = notes(desired, found)
@@ -1030,7 +1072,7 @@ class Applier:
     """
 
     POLL = 3  # seconds between two looks at the cluster
-    STALL = 90  # seconds without a new OSD before the orchestrator is helped along
+    STALL = 45  # seconds without a new OSD before the orchestrator is helped along
 
     def __init__(self, desired, secrets, devices, timeout):
         self.desired, self.secrets, self.devices, self.timeout = desired, secrets, devices, timeout
@@ -1039,6 +1081,7 @@ class Applier:
         self.started = self.stepped = time.monotonic()
         self.seconds = {}
         self.done = []
+        self.before = set()
 
     def say(self, text):
         """Write a line of progress."""
@@ -1058,10 +1101,15 @@ class Applier:
             raise CephFailure(f"{reason}. Nothing was changed")
         if state in ("absent", "interrupted"):
             self.refuse_old_data()
+            self.refuse_devices(self.desired["osds"])
             self.bootstrap(state)
             self.done.append(change("cluster", "ceph", "create", reason))
             self.lap("bootstrap")
         found = self.wait_for_answers()
+        if not self.done:
+            self.before = set(complaints(found["status"]))
+        self.devices = adopt_unstarted(self.devices, found["new_osds"])
+        self.refuse_devices(missing_osds(self.desired, found, self.devices))
         self.apply_config(found)
         self.apply_clients(found)
         self.lap("config and keys")
@@ -1112,6 +1160,12 @@ class Applier:
                 f"this cluster's OSDs exist ({', '.join(old[:4])}), but no monitor does: restore a monitor's "
                 "data, a new cluster could not read them. Nothing was changed"
             )
+
+    def refuse_devices(self, missing):
+        """Refuse to start when an OSD could not be made on its devices."""
+        _specs, refused = osd_specs(missing, self.devices)
+        if refused:
+            raise CephFailure(f"{'; '.join(refused)}. Nothing was changed")
 
     def bootstrap(self, state):
         """Make the cluster's first monitor and manager."""
@@ -1274,9 +1328,7 @@ class Applier:
         missing = missing_osds(self.desired, found, self.devices)
         if not missing and not found["osd_specs"]:
             return
-        specs, refused = osd_specs(missing, self.devices)
-        if refused:
-            raise CephFailure("no OSD was created. " + "; ".join(refused))
+        specs, _refused = osd_specs(missing, self.devices)
         if missing:
             changes = [entry for entry in _compare_osds(self.desired, found, self.devices)]
             self.orchestrate(specs, "creating OSDs")
@@ -1373,6 +1425,8 @@ class Applier:
                 ]
                 purge = step("osd purge-new", id=number, yes_i_really_mean_it=True)
                 self.ceph.do([*zap, purge], f"removing the half-made osd.{number}")
+                for path in paths:
+                    items[path].update(state="empty", reason="", osd_uuid="")
 
     def orchestrator_events(self, specs):
         """Return the orchestrator's own words on specifications that it could not carry out."""
@@ -1426,7 +1480,7 @@ class Applier:
         while True:
             try:
                 (answer,) = self.ceph.call([step("status")])
-                waiting = unfinished(self.desired, json.loads(answer["out"]))
+                waiting = unfinished(self.desired, json.loads(answer["out"]), self.done, self.before)
             except (Unanswered, ValueError) as error:
                 waiting = [str(error)]
             if not waiting:

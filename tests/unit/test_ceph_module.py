@@ -435,6 +435,38 @@ def test_specifications_name_checked_devices_only(devices: list[tuple[str, str, 
     assert len(refused) == len(devices) - len(allowed)
 
 
+def test_a_half_made_osd_of_ours_is_not_foreign() -> None:
+    foreign = check("/dev/sdd", "refused", "data of an unknown OSD", osd_uuid="u2")
+    checks = {"osd01": [check("/dev/sdc", "refused", "data of an unknown OSD", osd_uuid="u1"), foreign]}
+    adopted = ceph.adopt_unstarted(checks, [{"id": 1, "uuid": "u1"}])
+    assert [item["state"] for item in adopted["osd01"]] == ["ours", "refused"]
+    assert checks["osd01"][0]["state"] == "refused"
+    assert (
+        ceph.adopt_unstarted({"osd01": [check("/dev/sdc", "refused", "mounted")]}, [{"id": 1, "uuid": ""}])[
+            "osd01"
+        ][0]["state"]
+        == "refused"
+    )
+
+
+def test_only_an_osd_that_never_started_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def do(_self: Any, steps: list[dict[str, Any]], _what: str) -> None:
+        asked.extend((s["cmd"]["prefix"], s["cmd"].get("path", s["cmd"].get("id"))) for s in steps)
+
+    monkeypatch.setattr(ceph.Ceph, "do", do)
+    monkeypatch.setattr(ceph.Applier, "say", lambda _self, _text: None)
+    checks = {
+        "osd01": [check("/dev/sdc", "ours", osd_uuid="new"), check("/dev/sdb1", "empty")],
+        "osd02": [check("/dev/sdc", "ours", osd_uuid="ran"), check("/dev/sdb1", "ours", osd_uuid="ran")],
+    }
+    applier = ceph.Applier(DESIRED, {}, checks, 60)
+    applier.discard_unstarted({"new_osds": [{"id": 7, "uuid": "new"}]}, DESIRED["osds"])
+    assert asked == [("orch device zap", "/dev/sdc"), ("osd purge-new", 7)]
+    assert applier.devices["osd01"][0]["state"] == "empty"
+
+
 def test_refusals_show_in_the_plan() -> None:
     found = answers()
     found["osd metadata"] = []
@@ -461,9 +493,13 @@ def test_normal_values_stay(value: str) -> None:
     assert ceph.normal(ceph.normal(value)) == ceph.normal(value)
 
 
+STRUCTURE = [{"kind": "osd"}]
+OPTION = [{"kind": "config"}]
+
+
 def test_what_a_cluster_still_lacks() -> None:
     status = answers()["status"]
-    assert ceph.unfinished(DESIRED, status) == []
+    assert ceph.unfinished(DESIRED, status, STRUCTURE) == []
     status = copy.deepcopy(status)
     status["quorum_names"] = ["ctl01"]
     status["mgrmap"] = {"available": True, "num_standbys": 0}
@@ -472,12 +508,33 @@ def test_what_a_cluster_still_lacks() -> None:
         "PG_DEGRADED": {"summary": {"message": "degraded"}},
         "POOL_NO_REDUNDANCY": {"summary": {"message": "as wanted"}},
     }
-    assert ceph.unfinished(DESIRED, status) == [
+    assert ceph.unfinished(DESIRED, status, STRUCTURE) == [
         "monitors not in the quorum: ctl02, ctl03",
         "managers running: 1 of 2",
         "OSDs up: 1 of 2",
         "PG_DEGRADED: degraded",
     ]
+    assert ceph.unfinished(DESIRED, status, OPTION) == ["PG_DEGRADED: degraded"]
+    assert ceph.unfinished(DESIRED, status, OPTION, {"PG_DEGRADED"}) == []
+
+
+@pytest.mark.parametrize("state", ["absent", "interrupted"])
+def test_a_refused_device_stops_everything_before_the_bootstrap(
+    monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setattr(ceph, "find_cluster", lambda _desired: (state, "x"))
+    monkeypatch.setattr(ceph.Applier, "bootstrap", lambda *_: pytest.fail("bootstrapped"))
+    checks = {"osd01": BOTH, "osd02": [check("/dev/sdc", "refused", "it is mounted (/)"), BOTH[1]]}
+    with pytest.raises(ceph.CephFailure, match=r"osd02: /dev/sdc .*mounted.*Nothing was changed"):
+        ceph.Applier(DESIRED, {}, checks, 60).run()
+
+
+def test_no_new_cluster_where_osds_of_it_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceph, "find_cluster", lambda _desired: ("absent", "x"))
+    monkeypatch.setattr(ceph.Applier, "bootstrap", lambda *_: pytest.fail("bootstrapped"))
+    checks = {"osd01": BOTH, "osd02": [check("/dev/sdc", "ours", osd_uuid="u1"), BOTH[1]]}
+    with pytest.raises(ceph.CephFailure, match=r"osd02:/dev/sdc.*Nothing was changed"):
+        ceph.Applier(DESIRED, {}, checks, 60).run()
 
 
 def test_initial_configuration_leaves_masks_to_the_monitors() -> None:
