@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/reference/settings.md from the schema and docs/reference/commands.md from the commands.
+"""Writes the generated reference pages: settings (from the schema), commands, services (from the definitions).
 
 ``--check`` writes nothing and fails when a page is out of date (a test runs it).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "cli"))
 import click  # noqa: E402
 import yaml  # noqa: E402
 
+from cloudctl.engine.definitions import Container, Service, load_services  # noqa: E402
 from cloudctl.main import cli  # noqa: E402
 from cloudctl.site.schema import is_key, schema, service_definitions, service_settings  # noqa: E402
 
@@ -126,7 +127,94 @@ def _command(command: click.Command, parent: click.Context, name: str, level: in
                 yield from _command(child, context, child_name, level + 1)
 
 
-PAGES = {"docs/reference/settings.md": settings_page, "docs/reference/commands.md": commands_page}
+def services_page() -> str:
+    """Return the page of every service: what runs where, its ports, databases, files, settings."""
+    parts = [
+        "# Services\n",
+        NOTE.replace("the schema or the command", "services/*/service.yml"),
+        "What each service definition says, in the order in which a deploy brings the services up. "
+        "[The keys of a definition](service-definition.md) explains the terms.\n",
+    ]
+    for service in load_services():
+        parts += [f"## {service.name}\n", f"{service.description}. Phase: {service.phase}.\n"]
+        parts += list(_service(service))
+    return "\n".join(parts)
+
+
+def _service(service: Service) -> Iterator[str]:
+    if service.containers:
+        yield _rows(
+            ("Container", "Image", "Groups", "Only where"),
+            (
+                (f"`{c.name}`", f"`{c.image}`", ", ".join(c.groups), _condition(c))
+                for c in service.containers
+            ),
+        )
+    if service.frontends:
+        yield _rows(
+            ("Frontend", "Port of the virtual address", "Address", "Port of the servers"),
+            (
+                (
+                    f"`{front['name']}` ({front.get('mode', 'http')})",
+                    str(front["port"]),
+                    str(front.get("scope", "both")),
+                    str(front.get("backend_port", front["port"])),
+                )
+                for front in service.frontends
+            ),
+        )
+    raw = service.raw
+    facts: dict[str, list[str]] = {
+        "Databases": [
+            f"`{entry['name']}` (account `{entry.get('user', entry['name'])}`)"
+            for entry in raw.get("databases") or ()
+        ],
+        "Messaging user": [f"`{raw['messaging']['user']}`"] if raw.get("messaging") else [],
+        "Registered in the catalogue": [
+            f"`{entry['name']}` as {entry['type']}"
+            for entry in (raw.get("identity") or {}).get("services") or ()
+        ],
+        "Ceph pools": [f"`{pool['name']}`" for pool in (raw.get("ceph") or {}).get("pools") or ()],
+        "Ceph clients": [f"`client.{client['name']}`" for client in _ceph_clients(raw)],
+        "Configuration files": [
+            f"`{name}`" + (f" ({config.format})" if config.format != "raw" else "")
+            for name, config in service.files.items()
+        ],
+        "Jobs": [f"`{job.name}` ({job.at} phase {job.phase})" for job in service.jobs],
+    }
+    lines = [f"- {title}: {', '.join(items)}" for title, items in facts.items() if items]
+    if lines:
+        yield "\n".join(lines) + "\n"
+    if service.settings:
+        yield f"Settings, under `services.{service.name}`:\n"
+        yield _table(iter(service.settings.items()))
+
+
+def _ceph_clients(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    ceph = raw.get("ceph") or {}
+    return [client for client in (ceph.get("client"), *(ceph.get("clients") or ())) if client]
+
+
+def _condition(container: Container) -> str:
+    wanted = [f"`{container.enabled}`"] if container.enabled else []
+    wanted += [f"`{key}: {value}`" for key, value in container.only.items()]
+    return ", ".join(wanted)
+
+
+def _rows(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    filled = list(rows)
+    # A column that is empty everywhere says nothing.
+    kept = [index for index in range(len(head)) if any(row[index] for row in filled)]
+    lines = ["| " + " | ".join(head[index] for index in kept) + " |", "|" + "---|" * len(kept)]
+    lines += ["| " + " | ".join(_cell(row[index]) for index in kept) + " |" for row in filled]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {
+    "docs/reference/settings.md": settings_page,
+    "docs/reference/commands.md": commands_page,
+    "docs/reference/services.md": services_page,
+}
 
 
 def main() -> int:
