@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the generated reference pages: settings (from the schema), commands, services (from the definitions).
+"""Writes the generated reference pages: settings (of the schema), commands, services (of the definitions).
 
 ``--check`` writes nothing and fails when a page is out of date (a test runs it).
 """
