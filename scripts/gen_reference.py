@@ -145,10 +145,7 @@ def _service(service: Service) -> Iterator[str]:
     if service.containers:
         yield _rows(
             ("Container", "Image", "Groups", "Only where"),
-            (
-                (f"`{c.name}`", f"`{c.image}`", ", ".join(c.groups), _condition(c))
-                for c in service.containers
-            ),
+            ((f"`{c.name}`", f"`{c.image}`", ", ".join(c.groups), _condition(c)) for c in service.containers),
         )
     if service.frontends:
         yield _rows(
