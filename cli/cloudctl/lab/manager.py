@@ -18,7 +18,6 @@ from cloudctl.paths import data_root
 
 Report = Callable[[str], None]
 _LOCK = Path(f"/run/cloudctl-{NAME}.lock")
-_CACHE_LOCK = Path("/run/cloudctl.cache.lock")
 
 
 @contextmanager
@@ -35,7 +34,8 @@ def _locked() -> Iterator[None]:
 @contextmanager
 def _cache_locked() -> Iterator[None]:
     """Let one lab at a time fill what all labs share."""
-    with _CACHE_LOCK.open("w") as handle:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
