@@ -251,6 +251,13 @@ def test_vip() -> None:
     assert finding.warning
 
 
+def test_vip_on_a_node_that_is_no_controller() -> None:
+    facts = vip_facts("aa:aa:aa:aa:aa:aa", held=True)
+    assert list(judge.judge_vips({"internal": "10.0.1.250"}, facts, [], holders=["ctl01"])) == []
+    (finding,) = judge.judge_vips({"internal": "10.0.1.250"}, facts, [], holders=["ctl02"])
+    assert finding.ref == "vip-in-use" and finding.node == "ctl01"
+
+
 def test_devices() -> None:
     devices = [
         {"path": "/dev/sdb", "state": "empty", "reason": ""},
@@ -278,6 +285,8 @@ def test_exit_code_is_5_only_when_nothing_else_is_wrong() -> None:
     silent = {"n": Unreachable("node-unreachable", "x", where="n")}
     assert Checked(silent=silent).errors[0].exit_code == 5
     assert Checked(findings=[Finding("a", "b", "c")], silent=silent).errors[0].exit_code == 4
+    everywhere = {n: Unreachable("ssh-key-refused", "x", where=n, hint="h") for n in ("a", "b")}
+    assert [(error.where, error.exit_code) for error in Checked(silent=everywhere).errors] == [("a, b", 5)]
     warned = Checked(findings=[Finding("a", "b", "c", warning=True)])
     assert warned.errors == [] and len(warned.warnings) == 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,12 +39,24 @@ class Checked:
     def errors(self) -> list[CloudctlError]:
         """The errors; the first one's exit code counts, so that mere unreachability comes last."""
         found = [finding.as_error() for finding in judge.merge(self.findings) if not finding.warning]
-        return [*found, *sorted(self.silent.values(), key=lambda error: error.exit_code)]
+        return [*found, *sorted(_merge_silent(self.silent.values()), key=lambda error: error.exit_code)]
 
     @property
     def warnings(self) -> list[Finding]:
         """What a deploy would survive."""
         return [finding for finding in judge.merge(self.findings) if finding.warning]
+
+
+def _merge_silent(errors: Iterable[CloudctlError]) -> list[CloudctlError]:
+    """Return the errors with those that differ only in their node told once, with all the nodes."""
+    merged: dict[tuple[type[CloudctlError], str, str, str | None], list[str]] = {}
+    for error in errors:
+        key = (type(error), error.ref, error.message, error.hint)
+        merged.setdefault(key, []).append(str(error.where))
+    return [
+        kind(ref, message, where=", ".join(nodes), hint=hint)
+        for (kind, ref, message, hint), nodes in merged.items()
+    ]
 
 
 def check(site: Site) -> Checked:
@@ -89,7 +101,8 @@ def check(site: Site) -> Checked:
         for answer in result.facts.get(name, {}).values():
             findings += judge.judge_devices(name, answer.get("devices") or [])
     vips = {name: str(site.get(f"vip.{name}")) for name in ("internal", "external")}
-    findings += judge.judge_vips(vips, facts, list(checked.silent))
+    controllers = [node.name for node in site.group("control")]
+    findings += judge.judge_vips(vips, facts, list(checked.silent), holders=controllers)
     findings += judge.judge_pings(
         {
             host: [peer for peer in peers if peer["node"] not in checked.silent]

@@ -6,7 +6,7 @@ Every check returns findings and never stops the others: the operator sees every
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -271,19 +271,32 @@ def judge_devices(node: str, devices: Sequence[Facts]) -> Iterator[Finding]:
 
 
 def judge_vips(
-    vips: Mapping[str, str], facts: Mapping[str, Facts], silent: Sequence[str]
+    vips: Mapping[str, str],
+    facts: Mapping[str, Facts],
+    silent: Sequence[str],
+    *,
+    holders: Collection[str] | None = None,
 ) -> Iterator[Finding]:
-    """No foreign machine may have a virtual address.
+    """No foreign machine may have a virtual address, and of the nodes only a controller.
 
     Args:
         vips: name to address.
         silent: nodes that could not be asked: one of them may have it.
+        holders: the nodes that may have it; None: all.
     """
     ours = {link["mac"].lower() for known in facts.values() for link in known["links"]}
-    held = {
-        entry["address"] for known in facts.values() for link in known["links"] for entry in link["addresses"]
-    }
+    held: dict[str, list[str]] = {}
+    for node, known in facts.items():
+        for link in known["links"]:
+            for entry in link["addresses"]:
+                held.setdefault(entry["address"], []).append(node)
     for name, address in vips.items():
+        wrong = [node for node in held.get(address, ()) if holders is not None and node not in holders]
+        for node in wrong:
+            yield Finding(
+                "vip-in-use", f"the {name} virtual address {address} is on this node, which is no controller",
+                node, f"ip address del {address} there, and from what configures it at boot",
+            )  # fmt: skip
         if address in held:
             continue
         for node, known in facts.items():
