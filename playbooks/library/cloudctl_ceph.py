@@ -251,7 +251,7 @@ def describe_signature(kind):
         return "an LVM physical volume"
     if kind == "ceph_bluestore":
         return "data of a Ceph OSD"
-    return f"a {kind} signature"
+    return f"a file system or the like ({kind})"
 
 
 def in_use(mountinfo, numbers):
@@ -1336,7 +1336,7 @@ class Applier:
                 self.say(f"{entry['kind']} {entry['name']}: being created")
             found = self.wait_for_osds(specs)
             self.record(changes)
-        leftovers = sorted({f"osd.{spec['service_id']}" for spec in specs} | set(found["osd_specs"]))
+        leftovers = sorted(found["osd_specs"])
         self.release(leftovers)
         if not missing:
             self.record(
@@ -1565,6 +1565,7 @@ def apply(desired, secrets, devices, timeout):
     """Take the lock and bring the cluster to its desired state."""
     applier = Applier(desired, secrets, devices, timeout)
     lock(timeout, applier.say)
+    applier.started = applier.stepped = time.monotonic()
     with contextlib.suppress(OSError), open(PROGRESS, "w", encoding="utf-8"):
         pass
     for left in glob.glob(f"/run/{TMP_PREFIX}*"):  # a killed run's keys
