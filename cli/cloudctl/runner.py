@@ -180,6 +180,7 @@ def run_playbook(
             envvars=environment(site, private),
             limit=",".join(limit) if isinstance(limit, list | tuple) else limit,
             forks=forks or 50,
+            binary=str(_mortal_binary(private)),
             quiet=True,
             suppress_env_files=True,
             event_handler=handle,
@@ -220,6 +221,17 @@ def end_connections(directory: Path) -> None:
                 master.sendall(_MUX_ORDERS)
                 while master.recv(4096):
                     pass
+
+
+def _mortal_binary(private: Path) -> Path:
+    """Return an ansible-playbook that ends when this process does, however it ends.
+
+    The lock goes with this process: an Ansible left behind would work beside the next run.
+    """
+    path = private / "ansible-playbook"
+    path.write_text('#!/bin/sh\nexec setpriv --pdeathsig TERM -- ansible-playbook "$@"\n', encoding="utf-8")
+    path.chmod(0o700)
+    return path
 
 
 def _collect(result: RunResult, event: Event) -> None:
