@@ -65,7 +65,7 @@ def remove(world: World) -> None:
             world.admin.compute.delete_flavor(flavor)
 
 
-def configuration(site: Site, world: World, ids: dict[str, str]) -> dict[str, dict[str, Any]]:
+def configuration(site: Site, world: World, ids: dict[str, str], work: Path) -> dict[str, dict[str, Any]]:
     """Return Tempest's configuration for this cloud: sections, keys, values."""
     admin = credentials(site)
     internal = {"endpoint_type": "internal", "region": admin["OS_REGION_NAME"]}
@@ -74,8 +74,8 @@ def configuration(site: Site, world: World, ids: dict[str, str]) -> dict[str, di
     extensions = sorted(extension.alias for extension in world.admin.network.extensions())
     hypervisors = len(list(world.admin.compute.hypervisors()))
     return {
-        "DEFAULT": {"log_file": "tempest.log", "use_stderr": False},
-        "oslo_concurrency": {"lock_path": "lock"},
+        "DEFAULT": {"log_file": work / "tempest.log", "use_stderr": False},
+        "oslo_concurrency": {"lock_path": work / "lock"},
         "auth": {
             "admin_username": admin["OS_USERNAME"],
             "admin_password": admin["OS_PASSWORD"],
@@ -147,19 +147,13 @@ def configuration(site: Site, world: World, ids: dict[str, str]) -> dict[str, di
     }
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read; it holds the administrator's password."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-        stream.write(text)
-
-
 def write_configuration(path: Path, sections: dict[str, dict[str, Any]]) -> None:
-    """Write the configuration as an INI file."""
+    """Write the configuration as an INI file that only its owner may read."""
     parser = configparser.RawConfigParser(default_section="there is none")
     for section, values in sections.items():
         parser[section] = {key: str(value) for key, value in values.items()}
-    write_private(path, "")
-    with path.open("w") as stream:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
         parser.write(stream)
 
 
@@ -178,9 +172,12 @@ def main() -> int:
     world = make_world(site)
     ExternalNetwork().run(world)
     programs, work = arguments.tempest / "bin", arguments.work
+    workspace, home = work / "workspace", work / "home"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(mode=0o700, parents=True)
-    environment = dict(os.environ, PATH=f"{programs}:{os.environ['PATH']}", HOME=str(work))
+    home.mkdir()
+    workspace.mkdir()
+    environment = dict(os.environ, PATH=f"{programs}:{os.environ['PATH']}", HOME=str(home))
     environment.pop("PYTHONPATH", None)
     if ca_file(site).is_file():
         environment["SSL_CERT_FILE"] = str(ca_file(site))  # the dashboard's test knows no other way
@@ -188,22 +185,23 @@ def main() -> int:
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
             [str(programs / command[0]), *command[1:]],
-            cwd=work,
+            cwd=workspace,
             env=environment,
             check=False,
             **options,
         )
 
-    run(["tempest", "init", str(work)], stdout=subprocess.DEVNULL)
+    run(["tempest", "init", str(workspace)], stdout=subprocess.DEVNULL)
+    settings = workspace / "etc" / "tempest.conf"
     with made(world) as ids:
-        write_configuration(work / "etc" / "tempest.conf", configuration(site, world, ids))
+        write_configuration(settings, configuration(site, world, ids, work))
         which = ["--regex", arguments.regex] if arguments.regex else ["--smoke"]
         if arguments.exclude_list:
             which += ["--exclude-list", str(arguments.exclude_list)]
         try:
             done = run(["tempest", "run", "--concurrency", str(arguments.concurrency), *which])
         finally:
-            (work / "etc" / "tempest.conf").unlink()  # the password's copy
+            settings.unlink()  # it has the administrator's password
     results = run(["stestr", "last", "--subunit"], stdout=subprocess.PIPE).stdout
     junit = run(["subunit2junitxml"], input=results, stdout=subprocess.PIPE).stdout
     (work / "results.xml").write_bytes(junit)

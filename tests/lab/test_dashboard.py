@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from deploynode import OUTPUT, SITE, call, in_network
 
-
 PROGRAMS = {"chromium": "chromium", "chromedriver": "chromium-driver", "certutil": "libnss3-tools"}
 """Program, and the Debian package that has it."""
 
