@@ -63,7 +63,8 @@ def _hand_on(argv: list[str]) -> int | None:
         The inner command's exit code, or None where the command runs here.
     """
     context = cli.make_context("cloudctl", list(argv), resilient_parsing=True)
-    words = [*context.protected_args, *context.args] if hasattr(context, "protected_args") else context.args
+    # click keeps a group's first word apart from the rest.
+    words = [*getattr(context, "_protected_args", []), *context.args]
     site: Path = (context.params.get("site") or Path.cwd()).absolute()
     if not words or words[0] in LOCAL_COMMANDS or {"-h", "--help"} & set(words[:3]):
         return None

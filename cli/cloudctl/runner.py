@@ -171,16 +171,19 @@ def run_playbook(
     try:
         (private / "tmp").mkdir(mode=0o700)
         (private / "cp").mkdir(mode=0o700)
+        (private / "bin").mkdir(mode=0o700)
+        variables = environment(site, private)
+        _mortal_ansible(private / "bin", variables["PATH"])
+        variables["PATH"] = os.pathsep.join([str(private / "bin"), variables["PATH"]])
         run = ansible_runner.run(
             private_data_dir=str(private),
             project_dir=str(root / "playbooks"),
             playbook=f"{name}.yml",
             inventory=[str(root / "inventory" / "base"), str(site / "inventory" / "hosts.yml")],
             extravars={"cloudctl_site": str(site), **(extravars or {})},
-            envvars=environment(site, private),
+            envvars=variables,
             limit=",".join(limit) if isinstance(limit, list | tuple) else limit,
             forks=forks or 50,
-            binary=str(_mortal_binary(private)),
             quiet=True,
             suppress_env_files=True,
             event_handler=handle,
@@ -223,15 +226,24 @@ def end_connections(directory: Path) -> None:
                     pass
 
 
-def _mortal_binary(private: Path) -> Path:
-    """Return an ansible-playbook that ends when this process does, however it ends.
+def _mortal_ansible(directory: Path, search: str) -> None:
+    """Put an ansible-playbook into ``directory`` that ends when this process does, however it ends.
 
     The lock goes with this process: an Ansible left behind would work beside the next run.
+
+    Args:
+        directory: comes first on the PATH of the run.
+        search: the PATH on which the real one is.
+
+    Raises:
+        UsageError: there is none.
     """
-    path = private / "ansible-playbook"
-    path.write_text('#!/bin/sh\nexec setpriv --pdeathsig TERM -- ansible-playbook "$@"\n', encoding="utf-8")
+    real = shutil.which("ansible-playbook", path=search)
+    if real is None:
+        raise UsageError("ansible-missing", "there is no ansible-playbook", hint="pip install ansible-core")
+    path = directory / "ansible-playbook"
+    path.write_text(f'#!/bin/sh\nexec setpriv --pdeathsig TERM -- {real} "$@"\n', encoding="utf-8")
     path.chmod(0o700)
-    return path
 
 
 def _collect(result: RunResult, event: Event) -> None:

@@ -428,11 +428,19 @@ def node_lock(timeout: int):
         yield
 
 
-def apply_files(spec: dict) -> list[dict]:
-    """Install packages, write files, run what the changed files ask for, start units."""
+def apply_files(spec: dict, names: list[str]) -> list[dict]:
+    """Install packages, write files, run what the changed files ask for, start units.
+
+    With other names than ``all`` only these files are written.
+    """
     done: list[dict] = []
-    changes = {change["path"]: change for change in compare_files(spec["files"], spec["managed"])}
-    missing = compare_packages(spec["packages"])
+    everything = names == ["all"]
+    changes = {
+        change["path"]: change
+        for change in compare_files(spec["files"], spec["managed"])
+        if everything or change["path"] in names
+    }
+    missing = compare_packages(spec["packages"]) if everything else []
     owner = pwd.getpwnam("root").pw_uid, grp.getgrnam("root").gr_gid
 
     def write(entry: dict) -> None:
@@ -470,7 +478,7 @@ def apply_files(spec: dict) -> list[dict]:
     for name in actions:
         run(spec["apply"][name]["argv"], timeout=120)
         done.append({"kind": "apply", "name": name, "action": "run"})
-    for change in compare_units(spec["units"]):
+    for change in compare_units(spec["units"]) if everything else []:
         run(["systemctl", change["action"], change["name"]], timeout=120)
         done.append({"kind": "unit", "name": change["name"], "action": change["action"]})
     if spec["images"] and engine_running():
@@ -722,7 +730,7 @@ def main() -> None:
             module.exit_json(changed=False, observed=observe(spec))
         with node_lock(900):
             done = {
-                "files": lambda: apply_files(spec),
+                "files": lambda: apply_files(spec, names),
                 "containers": lambda: apply_containers(spec, names, timeout),
                 "jobs": lambda: apply_jobs(spec, names),
                 "section": lambda: apply_sections(spec, names),

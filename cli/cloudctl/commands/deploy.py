@@ -140,7 +140,8 @@ def command(
                 click.confirm("Do this?", abort=True, err=True)
             elif not yes:
                 raise UsageError(
-                    "confirmation-needed", "deploy would change the cloud, and there is no terminal to ask on",
+                    "confirmation-needed",
+                    "deploy would change the cloud, and there is no terminal to ask on",
                     hint="look at cloudctl plan, then give --yes",
                 )  # fmt: skip
             try:

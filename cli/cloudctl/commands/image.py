@@ -59,7 +59,7 @@ def build(
         outcomes = builder.build(containers, push=not no_push)
         counts = summary(outcomes, time.monotonic() - started)
         click.echo(f"{counts['built']} images built, {counts['reused']} unchanged, in {counts['seconds']} s")
-    if "guest" in names:
+    if not names or "guest" in names:
         click.echo(f"guest image: {build_guest(builder, data_root() / 'guest', cache)}")
 
 

@@ -21,7 +21,7 @@ PHASES = ("network", "infrastructure", "identity", "control", "compute")
 
 _SERVICE_KEYS = {
     "name", "description", "phase", "after", "settings", "secrets", "databases", "messaging", "identity",
-    "frontends", "ceph", "files", "containers", "jobs", "only", "sysctl", "packages", "sections",
+    "frontends", "ceph", "files", "containers", "jobs", "only", "packages", "sections",
 }  # fmt: skip
 _CONTAINER_KEYS = {
     "image", "group", "command", "files", "permissions", "volumes", "environment", "privileged", "pid", "ipc",
@@ -30,7 +30,7 @@ _CONTAINER_KEYS = {
 }  # fmt: skip
 _JOB_KEYS = {
     "name", "container", "environment", "command", "at", "phase", "node", "inputs", "needs", "once", "only",
-    "group", "timeout", "description", "user",
+    "timeout", "description", "user",
 }  # fmt: skip
 COMPOSE_PASSTHROUGH = (
     "privileged", "pid", "ipc", "user", "tmpfs", "devices", "cap_add", "ulimits",

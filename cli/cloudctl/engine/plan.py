@@ -102,7 +102,7 @@ def build(
 
 
 def steps(changes: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the steps that one node takes part in: step to the names it works on."""
+    """Return the steps that one node takes part in: step to the names it works on (``all`` for files)."""
     todo: dict[str, list[str]] = {}
     if changes["packages"] or changes["files"] or changes["units"]:
         todo["files"] = ["all"]
@@ -124,6 +124,7 @@ def select(plan: Spec, *, nodes: Sequence[str] = (), services: Sequence[str] = (
     if not nodes and not services:
         return plan
     kept: dict[str, Spec] = {}
+    scope: list[Spec] = []
     for node, changes in plan["nodes"].items():
         if nodes and node not in nodes:
             continue
@@ -144,6 +145,10 @@ def select(plan: Spec, *, nodes: Sequence[str] = (), services: Sequence[str] = (
             }  # fmt: skip
         if any(changes.values()):
             kept[node] = changes
+            todo = steps(changes)
+            if services and changes["files"]:
+                todo["files"] = [change["path"] for change in changes["files"]]
+            scope.append({"name": node, "todo": todo})
     totals = {
         kind: sum(len(changes[kind]) for changes in kept.values())
         for kind in ("packages", "files", "units", "containers", "jobs", "cluster")
@@ -152,7 +157,7 @@ def select(plan: Spec, *, nodes: Sequence[str] = (), services: Sequence[str] = (
         **plan,
         "nodes": kept,
         "ceph": [],
-        "scope": [{"name": node, "todo": steps(changes)} for node, changes in kept.items()],
+        "scope": scope,
         "totals": {"nodes": len(kept), **totals, "ceph": 0},
         "changes": bool(kept),
     }
@@ -171,7 +176,7 @@ def describe(plan: Spec, *, diff: bool = True) -> list[str]:
         for change in changes["files"]:
             if change["action"] != "create":
                 lines.append(f"  {change['action']} file {change['path']}")
-                if diff:
+                if diff and change["area"] != "compose":  # its labels repeat what the containers' reasons say
                     lines += [f"      {line}" for line in change.get("diff", [])]
         for change in changes["units"]:
             lines.append(f"  {change['action']} unit {change['name']} ({change['from']})")

@@ -192,7 +192,7 @@ def write(nodes: Iterable[LabNode], report: Callable[[str], None]) -> None:
     texts = {
         name: _HEADER + yaml.safe_dump(document, sort_keys=False) for name, document in documents.items()
     }
-    texts[".gitignore"] = ".cloudctl/\n.vault-password\nssh/id_ed25519\nadmin-openrc.sh\n"
+    texts[".gitignore"] = ".cloudctl/\n.vault-password\nssh/id_ed25519\nadmin-openrc.sh\nclouds.yaml\n"
     for name, text in texts.items():
         path = SITE / name
         if path.exists() and _checksum(path.read_text()) != written.get(name):
