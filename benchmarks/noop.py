@@ -40,7 +40,7 @@ def cloudctl(site: Path, *words: str) -> list[str]:
     return [*start, "--site", str(site), *words]
 
 
-def deploy(site: Path, environment: Mapping[str, str]) -> measure.Measured:
+def deploy(site: Path, environment: Mapping[str, str], verb: str = "deploy") -> measure.Measured:
     """Run a deploy that has nothing to do.
 
     It goes without ``--yes`` and without a terminal: where nothing is to be changed it is the same, and
@@ -49,7 +49,7 @@ def deploy(site: Path, environment: Mapping[str, str]) -> measure.Measured:
     Raises:
         SystemExit: it failed, or the cloud is not as its site describes it.
     """
-    run = measure.run(cloudctl(site, "deploy", "--output", "json"), environment)
+    run = measure.run(cloudctl(site, verb, "--output", "json"), environment)
     if run.rc != 0:
         raise SystemExit(f"exit code {run.rc}\n{run.stdout}\n{run.stderr}")
     return run
@@ -85,7 +85,7 @@ def tally(directory: Path) -> dict[str, dict[str, int]]:
     return dict(found)
 
 
-def count(site: Path) -> dict[str, dict[str, int]]:
+def count(site: Path, verb: str) -> dict[str, dict[str, int]]:
     """Run a deploy through the counting SSH; return what each node's address got."""
     with tempfile.TemporaryDirectory(prefix="cloudctl-noop-") as directory:
         extra = {
@@ -96,11 +96,11 @@ def count(site: Path) -> dict[str, dict[str, int]]:
                 f"ANSIBLE_{tool.upper()}_EXECUTABLE": str(_WRAPPERS / tool) for tool in ("ssh", "sftp", "scp")
             },
         }
-        deploy(site, measure.command_environment(extra))
+        deploy(site, measure.command_environment(extra), verb)
         return tally(Path(directory))
 
 
-def report(site: Path, runs: int) -> dict[str, Any]:
+def report(site: Path, runs: int, verb: str) -> dict[str, Any]:
     """Measure everything."""
     from cloudctl.site.load import load_site
 
@@ -108,11 +108,12 @@ def report(site: Path, runs: int) -> dict[str, Any]:
     measured = []
     for number in range(runs):
         print(f"run {number + 1} of {runs} …", file=sys.stderr, flush=True)
-        measured.append(deploy(site, measure.command_environment()))
+        measured.append(deploy(site, measure.command_environment(), verb))
     print("counting SSH …", file=sys.stderr, flush=True)
-    counted = count(site)
+    counted = count(site, verb)
     middle = sorted(measured, key=lambda run: run.wall)[len(measured) // 2]
     return {
+        "verb": verb,
         "nodes": len(nodes),
         "cores": os.cpu_count(),
         "load": [round(value, 1) for value in os.getloadavg()],
@@ -128,7 +129,9 @@ def report(site: Path, runs: int) -> dict[str, Any]:
 def show(found: Mapping[str, Any]) -> int:
     """Print the tables; return 1 when an aim is missed."""
     wall, cpu = found["wall"], found["cpu"]
-    where = f"{found['nodes']} nodes, {found['cores']} cores, load {found['load'][0]}"
+    where = (
+        f"cloudctl {found['verb']}: {found['nodes']} nodes, {found['cores']} cores, load {found['load'][0]}"
+    )
     print(f"{where}, {len(found['runs'])} runs\n")
     print(
         measure.table(
@@ -157,7 +160,7 @@ def show(found: Mapping[str, Any]) -> int:
     return int(wall["median"] > AIMS["most"] or most_commands > AIMS["commands"] or most > AIMS["mib"])
 
 
-def moved(site: Path, runs: int) -> dict[str, Any] | None:
+def moved(site: Path, runs: int, verb: str) -> dict[str, Any] | None:
     """Measure in the lab's deploy node where the site is a lab's; None where it is to be done here."""
     from cloudctl.lab import remote
 
@@ -165,7 +168,7 @@ def moved(site: Path, runs: int) -> dict[str, Any] | None:
         return None
     container = json.loads((site / remote.MARKER).read_text())["deploy"]
     there = ["/opt/venv/bin/python", "/opt/cloudctl/benchmarks/noop.py"]
-    words = ["--site", str(site), "--runs", str(runs), "--json", "-"]
+    words = ["--site", str(site), "--runs", str(runs), "--verb", verb, "--json", "-"]
     run = subprocess.run(["podman", "exec", container, *there, *words], stdout=subprocess.PIPE, check=False)
     if run.returncode != 0:
         raise SystemExit(run.returncode)
@@ -181,10 +184,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--site", type=Path, default=os.environ.get("CLOUDCTL_SITE", "."))
     parser.add_argument("--runs", type=int, default=5, help="timed runs")
+    parser.add_argument(
+        "--verb",
+        choices=("deploy", "plan"),
+        default="deploy",
+        help="plan reads the same, and goes on where there is something to change",
+    )
     parser.add_argument("--json", type=Path, help="write the numbers to this file; - instead of the tables")
     arguments = parser.parse_args(words)
     site = arguments.site.absolute()
-    found = moved(site, arguments.runs) or report(site, arguments.runs)
+    found = moved(site, arguments.runs, arguments.verb) or report(site, arguments.runs, arguments.verb)
     if arguments.json and str(arguments.json) == "-":
         print(json.dumps(found, indent=1))
         return 0
