@@ -1,4 +1,4 @@
-"""Runs in the deploy node: asks an API again and again, and prints each answer's time and outcome as JSON lines.
+"""Runs in the deploy node: asks an API again and again; prints the time and outcome of each as a JSON line.
 
 usage: api_loop.py SITE SERVICE PATH TIMEOUT_SECONDS; it ends when its standard input is closed.
 """

@@ -37,7 +37,8 @@ class ApiClient:
         self._process = subprocess.Popen(
             [
                 *(*podman(), "exec", "-i", "--env", "PYTHONPATH=/opt/cloudctl/cli", f"{PREFIX}deploy"),
-                *("/opt/venv/bin/python", str(program), str(SITE), self.service, self.path, str(self.timeout)),
+                *("/opt/venv/bin/python", str(program)),
+                *(str(SITE), self.service, self.path, str(self.timeout)),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -79,7 +79,9 @@ def test_an_override_recreates_exactly_its_readers(
     assert client.requests > 20
     assert client.failures == []
     after = containers()
-    touched = {name for node, found in after.items() for name in found if found[name] != before[node].get(name)}
+    touched = {
+        name for node, found in after.items() for name in found if found[name] != before[node].get(name)
+    }
     assert touched == READERS
 
 
