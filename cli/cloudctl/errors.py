@@ -112,7 +112,9 @@ class MultiError(CloudctlError):
         if not self.errors:
             raise ValueError("MultiError needs at least one error")
         first = self.errors[0]
-        super().__init__(first.ref, first.message, where=first.where, hint=first.hint, exit_code=first.exit_code)
+        super().__init__(
+            first.ref, first.message, where=first.where, hint=first.hint, exit_code=first.exit_code
+        )
 
     def render(self) -> str:
         return "\n".join(error.render() for error in self.errors)
