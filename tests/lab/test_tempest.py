@@ -16,7 +16,8 @@ from cloudctl.lab.podman import limits, podman
 
 # The lab mounts this directory in the deploy node, read-only.
 TEMPEST = Path("/var/cache/cloudctl/tempest")
-VERSION = "47.0.0"
+# The second writes the results in a form that can be read without the first.
+PACKAGES = "tempest==47.0.0 junitxml"
 WORK = "/var/lib/cloudctl-tempest"
 EXCLUDED = Path(__file__).with_name("tempest-exclude.txt")
 # Seconds; ten minutes on four cores that do nothing else.
@@ -29,19 +30,19 @@ def installed() -> Path:
 
     It is made in a container of the deploy node's image that has the outside world: the node itself has none.
     """
-    environment, mark = TEMPEST / "venv", TEMPEST / "version"
-    if not (mark.is_file() and mark.read_text() == VERSION and (environment / "bin" / "tempest").is_file()):
+    environment, mark = TEMPEST / "venv", TEMPEST / "packages"
+    if not (mark.is_file() and mark.read_text() == PACKAGES and (environment / "bin" / "tempest").is_file()):
         TEMPEST.mkdir(parents=True, exist_ok=True)
         mark.unlink(missing_ok=True)
         install = (
             f"python3 -m venv --clear {environment}"
-            f" && {environment}/bin/pip install -q --no-cache-dir tempest=={VERSION}"
+            f" && {environment}/bin/pip install -q --no-cache-dir {PACKAGES}"
         )
         with outside_world() as options:
             container = [*podman(), "run", "--rm", "--network", "host", *limits(), *options]
             mount = ["-v", f"{TEMPEST}:{TEMPEST}"]
             subprocess.run(["nice", *container, *mount, deploy_image(), "sh", "-c", install], check=True)
-        mark.write_text(VERSION)
+        mark.write_text(PACKAGES)
     return environment
 
 
