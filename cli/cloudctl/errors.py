@@ -121,3 +121,20 @@ class MultiError(CloudctlError):
 
     def as_dict(self) -> dict[str, object]:
         return {"errors": [error.as_dict() for error in self.errors], "exit_code": self.exit_code}
+
+
+def merge_nodes(errors: Iterable[CloudctlError]) -> list[CloudctlError]:
+    """Return the errors with those that differ only in their place told once, with all the places.
+
+    >>> [error.where for error in merge_nodes([Unreachable("a", "b", where=node) for node in ("n1", "n2")])]
+    ['n1, n2']
+    """
+    merged: dict[object, list[CloudctlError]] = {}
+    for error in errors:
+        alone = isinstance(error, MultiError) or error.where is None
+        key = id(error) if alone else (type(error), error.ref, error.message, error.hint, error.exit_code)
+        merged.setdefault(key, []).append(error)
+    for same in merged.values():
+        if len(same) > 1:
+            same[0].where = ", ".join(sorted({str(error.where) for error in same}))
+    return [same[0] for same in merged.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -27,6 +28,7 @@ from cloudctl.errors import (
     Unreachable,
     UsageError,
     VerifyFailed,
+    merge_nodes,
 )
 from cloudctl.paths import data_root
 
@@ -64,10 +66,18 @@ class RunResult:
         """
         if self.rc == 0 and not self.failures:
             return
-        errors = [_as_error(failure, changing) for failure in self.failures]
+        errors = merge_nodes(_as_error(failure, changing) for failure in self._causes())
         if not errors:
             errors = [ApplyFailed("playbook-failed", f"ansible-playbook ended with {self.rc}")]
         raise errors[0] if len(errors) == 1 else MultiError(errors)
+
+    def _causes(self) -> list[dict[str, Any]]:
+        """Return the failures without those that follow from a node's silence.
+
+        What is to be done cannot be decided here then; the node says why.
+        """
+        silent = any(failure["unreachable"] for failure in self.failures)
+        return [failure for failure in self.failures if not silent or failure["host"] != "localhost"]
 
 
 def _as_error(failure: Mapping[str, Any], changing: bool) -> CloudctlError:
@@ -123,6 +133,8 @@ def environment(site: Path, private: Path) -> dict[str, str]:
         "ANSIBLE_ACTION_PLUGINS": str(root / "playbooks" / "action_plugins"),
         "ANSIBLE_LOCAL_TEMP": str(private / "tmp"),
         "ANSIBLE_SSH_CONTROL_PATH_DIR": str(private / "cp"),
+        # ansible-runner switches it off where nobody says otherwise.
+        "ANSIBLE_HOST_KEY_CHECKING": "True",
         "ANSIBLE_INVENTORY_ENABLED": "yaml",
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_DEPRECATION_WARNINGS": "0",
@@ -172,6 +184,9 @@ def run_playbook(
         (private / "tmp").mkdir(mode=0o700)
         (private / "cp").mkdir(mode=0o700)
         (private / "bin").mkdir(mode=0o700)
+        # A file, since one argument has room for 128 KiB only: the pairs of 25 nodes are more.
+        given = private / "extravars.json"
+        given.write_text(json.dumps({"cloudctl_site": str(site), **(extravars or {})}), encoding="utf-8")
         variables = environment(site, private)
         _mortal_ansible(private / "bin", variables["PATH"])
         variables["PATH"] = os.pathsep.join([str(private / "bin"), variables["PATH"]])
@@ -180,7 +195,7 @@ def run_playbook(
             project_dir=str(root / "playbooks"),
             playbook=f"{name}.yml",
             inventory=[str(root / "inventory" / "base"), str(site / "inventory" / "hosts.yml")],
-            extravars={"cloudctl_site": str(site), **(extravars or {})},
+            extravars=str(given),
             envvars=variables,
             limit=",".join(limit) if isinstance(limit, list | tuple) else limit,
             forks=forks or 50,

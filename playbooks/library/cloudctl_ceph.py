@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python
 """Compare the Ceph cluster with its desired state and bring it there; check OSD devices.
 
 Runs on a node with the standard library alone. Reading (``observe``), deciding (``decide_cluster``,

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python
 """What a node is like before anything is done to it, read in one call.
 
 Runs on the node with the standard library alone and changes nothing. It only reads; whether what it finds

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python
 """Compare one node with its desired state, and bring parts of it there.
 
 Runs on the node with the standard library alone. Reading, deciding and changing are separate

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python
 """Ping a node's peers at full size, all at the same time.
 
 Runs on the node with the standard library alone and changes nothing.

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python
 """What runs on a node, read in one call: containers, probes inside containers, addresses, load.
 
 Runs on the node with the standard library alone and changes nothing. It knows no service: what to ask

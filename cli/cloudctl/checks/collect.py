@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from cloudctl.checks.judge import Finding
 from cloudctl.checks.registry import missing
 from cloudctl.checks.wanted import images, ports, questions
 from cloudctl.engine.render import Renderer
-from cloudctl.errors import CloudctlError
+from cloudctl.errors import CloudctlError, merge_nodes
 from cloudctl.netcheck.collect import facts_of, silent_nodes
 from cloudctl.netcheck.pairs import pairs
 from cloudctl.runner import run_playbook
@@ -39,24 +39,12 @@ class Checked:
     def errors(self) -> list[CloudctlError]:
         """The errors; the first one's exit code counts, so that mere unreachability comes last."""
         found = [finding.as_error() for finding in judge.merge(self.findings) if not finding.warning]
-        return [*found, *sorted(_merge_silent(self.silent.values()), key=lambda error: error.exit_code)]
+        return [*found, *sorted(merge_nodes(self.silent.values()), key=lambda error: error.exit_code)]
 
     @property
     def warnings(self) -> list[Finding]:
         """What a deploy would survive."""
         return [finding for finding in judge.merge(self.findings) if finding.warning]
-
-
-def _merge_silent(errors: Iterable[CloudctlError]) -> list[CloudctlError]:
-    """Return the errors with those that differ only in their node told once, with all the nodes."""
-    merged: dict[tuple[type[CloudctlError], str, str, str | None], list[str]] = {}
-    for error in errors:
-        key = (type(error), error.ref, error.message, error.hint)
-        merged.setdefault(key, []).append(str(error.where))
-    return [
-        kind(ref, message, where=", ".join(nodes), hint=hint)
-        for (kind, ref, message, hint), nodes in merged.items()
-    ]
 
 
 def check(site: Site) -> Checked:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cloudctl.console import Console, output_option
-from cloudctl.errors import CheckFailed, CloudctlError, MultiError
+from cloudctl.errors import CheckFailed, CloudctlError, MultiError, merge_nodes
 from cloudctl.runs.record import RunRecord
 from cloudctl.site.load import load_site
 
@@ -59,7 +59,7 @@ def check_command(site_path: Path, output: str) -> None:
             )
             for cause in causes
         ]
-        errors += silent.values()
+        errors += merge_nodes(silent.values())
 
         def text() -> None:
             console.table(
