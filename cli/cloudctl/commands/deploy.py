@@ -16,7 +16,7 @@ from cloudctl.console import Console, Masker, duration, output_option
 from cloudctl.engine import plan as planning
 from cloudctl.engine import workspace
 from cloudctl.engine.definitions import load_services
-from cloudctl.errors import UsageError
+from cloudctl.errors import CheckFailed, CloudctlError, MultiError, UsageError
 from cloudctl.runner import run_playbook
 from cloudctl.runs.lock import SiteLock
 from cloudctl.runs.record import RunRecord
@@ -105,6 +105,29 @@ def read_plan(site_path: Path) -> dict[str, Any]:
     return found
 
 
+def refuse(made: Mapping[str, Any]) -> None:
+    """Refuse a plan that names OSD devices which must not be touched, before anything is changed.
+
+    Raises:
+        CheckFailed, MultiError: a device is not empty, is mounted, or cannot be judged.
+    """
+    errors: list[CloudctlError] = []
+    for change in made["ceph"]:
+        if change["action"] == "refuse":
+            node, _colon, device = str(change["name"]).partition(":")
+            errors.append(
+                CheckFailed(
+                    "osd-device-refused",
+                    f"{device} cannot be used for an OSD: {change['reason']}",
+                    where=node,
+                    hint="name an empty device in the inventory; if its data may go, wipe it yourself "
+                    "(wipefs, or ceph-volume lvm zap): cloudctl never does",
+                )
+            )
+    if errors:
+        raise errors[0] if len(errors) == 1 else MultiError(errors)
+
+
 @click.command()
 @click.option("--service", "services", multiple=True, metavar="NAME", help="Only this service (repeatable).")
 @click.option("--node", "nodes", multiple=True, metavar="NAME", help="Only this node (repeatable).")
@@ -133,6 +156,7 @@ def command(
         made = make_plan(site_path, services, nodes, progress)
         progress.line(f"plan: {planning.summary(made)}")
         changed: list[dict[str, Any]] = []
+        refuse(made)
         if made["changes"]:
             if not yes and sys.stdin.isatty():
                 for line in planning.describe(made, diff=False):

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cloudctl.console import Masker
+from cloudctl.console import MASK, Masker
 from cloudctl.engine import plan as planning
 from cloudctl.engine.render import render_site
 from cloudctl.errors import ConfigError
@@ -31,6 +31,9 @@ _NEEDS = {
     "section": ("sections",),
 }
 """What each action of the node-side module needs of the spec; the others need all of it."""
+
+_LONGEST_DIFF = 200
+"""Lines of a difference that the node-side module reports at most: of such a one the end may be missing."""
 
 _SECRET_LINE = re.compile(
     r"(?i)^([ +-]\s*[\w.-]*(?:password|secret|_key|token|connection|transport_url)[\w.-]*\s*[=:])(.*)$"
@@ -133,10 +136,43 @@ class Workspace:
         if isinstance(value, str):
             return _SECRET_LINE.sub(r"\1 ********", self.masker.mask(value))
         if isinstance(value, dict):
-            return {key: self._mask(item) for key, item in value.items()}
+            return {
+                key: mask_diff(item, self._mask(item)) if key == "diff" else self._mask(item)
+                for key, item in value.items()
+            }
         if isinstance(value, list):
             return [self._mask(item) for item in value]
         return value
+
+
+def mask_diff(lines: Any, masked: Any) -> Any:
+    """Return a file's difference without secrets that were: no masker knows a value that was changed.
+
+    A line that goes is hidden where a line with a secret comes in its place, or where what comes in its
+    place is not known.
+
+    Args:
+        lines: as the node reported them.
+        masked: the same lines without the site's present secrets.
+    """
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        return masked
+    secret = [old != new and old.startswith("+") for old, new in zip(lines, masked, strict=True)]
+    if not any(secret) and len(lines) < _LONGEST_DIFF:
+        return masked
+    shown = list(masked)
+    start = 0
+    while start < len(lines):
+        end = start
+        while end < len(lines) and lines[end].startswith("-"):
+            end += 1
+        gone = end
+        while end < len(lines) and lines[end].startswith("+"):
+            end += 1
+        if any(secret[gone:end]) or gone == end:
+            shown[start:gone] = [f"-{MASK}"] * (gone - start)
+        start = max(end, start + 1)
+    return shown
 
 
 def site_root(path: Path) -> Path:
