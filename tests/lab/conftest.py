@@ -225,7 +225,7 @@ def site_copy(lab: Path, request: pytest.FixtureRequest) -> Iterator[SiteCopy]:
     """Yield a copy of the site that the deploy node sees at the same path."""
     name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
     # Below the site: that directory is mounted in the deploy node.
-    path = lab / ".cloudctl" / f"test-{name}"
+    path = lab / ".cloudctl" / f"test-{name}-{os.getpid()}"
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(lab, path, ignore=lambda folder, names: [".cloudctl"] if Path(folder) == lab else [])
     connection = path / "inventory" / "group_vars" / "all.yml"
