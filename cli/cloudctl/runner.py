@@ -190,11 +190,12 @@ def run_playbook(
         variables = environment(site, private)
         _mortal_ansible(private / "bin", variables["PATH"])
         variables["PATH"] = os.pathsep.join([str(private / "bin"), variables["PATH"]])
+        inventory = [str(root / "inventory" / "base"), str(site / "inventory" / "hosts.yml")]
         run = ansible_runner.run(
             private_data_dir=str(private),
             project_dir=str(root / "playbooks"),
             playbook=f"{name}.yml",
-            inventory=[str(root / "inventory" / "base"), str(site / "inventory" / "hosts.yml")],
+            inventory=inventory,
             extravars=str(given),
             envvars=variables,
             limit=",".join(limit) if isinstance(limit, list | tuple) else limit,
@@ -203,6 +204,7 @@ def run_playbook(
             suppress_env_files=True,
             event_handler=handle,
         )
+        _ask_again(result, private, inventory, variables)
         result.rc = int(run.rc or 0)
         if run.status in ("canceled", "timeout") or result.rc in (-2, 254 - 256):
             raise KeyboardInterrupt
@@ -216,6 +218,42 @@ def run_playbook(
     finally:
         end_connections(private / "cp")
         shutil.rmtree(private, ignore_errors=True)
+
+
+def _ask_again(
+    result: RunResult, private: Path, inventory: Sequence[str], variables: Mapping[str, str]
+) -> None:
+    """Find out why SSH ended early where Ansible only says that it could not send a task any more.
+
+    Whether it notices that before it reads what SSH said is a matter of chance; a command that needs nothing
+    sent gets SSH's own words.
+    """
+    vague = {
+        str(failure["host"]): failure
+        for failure in result.failures
+        if failure["unreachable"] and "broken pipe" in str(failure["msg"]).lower()
+    }
+    if not vague:
+        return
+
+    def handle(event: Event) -> bool:
+        data = event.get("event_data") or {}
+        message = (data.get("res") or {}).get("msg")
+        if event.get("event") == "runner_on_unreachable" and message and str(data.get("host")) in vague:
+            vague[str(data["host"])]["msg"] = message
+        return False
+
+    ansible_runner.run(
+        private_data_dir=str(private),
+        host_pattern=",".join(vague),
+        module="raw",
+        module_args="true",
+        inventory=list(inventory),
+        envvars=dict(variables),
+        quiet=True,
+        suppress_env_files=True,
+        event_handler=handle,
+    )
 
 
 _MUX_ORDERS = struct.pack(">6I", 8, 1, 4, 8, 0x10000005, 0)
