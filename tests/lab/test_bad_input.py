@@ -290,7 +290,11 @@ def spare_disk(nodes: Nodes) -> Iterator[tuple[str, str]]:
     try:
         yield node, device
     finally:
-        run_on(node, f"umount {device}; losetup --detach {device}; rm -f {device}", check=False)
+        run_on(
+            node,
+            f"umount {device}; rmdir /run/cloudctl-test; losetup --detach {device}; rm -f {device}",
+            check=False,
+        )
         image.unlink()
 
 
