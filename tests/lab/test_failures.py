@@ -44,8 +44,12 @@ def test_the_api_survives_the_loss_of_the_controller_in_charge(
         late = [when - killed for when, _ in client.failures if when - killed > 30]
         assert not late, client.failures
         assert client.requests > 10
-        result = cloudctl("verify", "--output", "json", timeout=900)
-        assert result.rc == 0, result.out + result.err
+        # A change of the virtual network that begins in the first minute may still wait for the lost controller
+        # (its database's leader, the process that reports ports) longer than a client does: then it is tried again.
+        attempts = []
+        while not attempts or (attempts[-1].rc != 0 and time.time() - killed < 240):
+            attempts.append(cloudctl("verify", "--output", "json", timeout=900))
+        assert attempts[-1].rc == 0, attempts[-1].out + attempts[-1].err
     finally:
         assert cloudctl("lab", "power", "on", victim).rc == 0
 
