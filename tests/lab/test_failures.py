@@ -44,8 +44,8 @@ def test_the_api_survives_the_loss_of_the_controller_in_charge(
         late = [when - killed for when, _ in client.failures if when - killed > 30]
         assert not late, client.failures
         assert client.requests > 10
-        # A change of the virtual network that begins in the first minute may still wait for the lost controller
-        # (its database's leader, the process that reports ports) longer than a client does: then it is tried again.
+        # A change of the virtual network that begins in the first minutes may wait for the lost controller (it
+        # led OVN's database, or had the process that reports ports) longer than a client does: try again.
         attempts = []
         while not attempts or (attempts[-1].rc != 0 and time.time() - killed < 240):
             attempts.append(cloudctl("verify", "--output", "json", timeout=900))
