@@ -44,8 +44,8 @@ def test_the_api_survives_the_loss_of_the_controller_in_charge(
         late = [when - killed for when, _ in client.failures if when - killed > 30]
         assert not late, client.failures
         assert client.requests > 10
-        # A change of the virtual network that begins in the first minutes may wait for the lost controller (it
-        # led OVN's database, or had the process that reports ports) longer than a client does: try again.
+        # A change of the virtual network may wait for the lost controller longer than a client does (it led
+        # OVN's database, or had the process that reports ports): such a one is tried again.
         attempts = []
         while not attempts or (attempts[-1].rc != 0 and time.time() - killed < 240):
             attempts.append(cloudctl("verify", "--output", "json", timeout=900))
