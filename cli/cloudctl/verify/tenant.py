@@ -367,6 +367,13 @@ class Volume(Step[World]):
 
     def run(self, world: World) -> str:
         storage = world.tenant.block_storage
+        # A volume service reports its space once a minute: just after a deploy the scheduler knows none yet.
+        wait_until(
+            lambda: bool(list(world.admin.block_storage.backend_pools())),
+            CHANGE_TIMEOUT,
+            "report of a volume service",
+            why=lambda: "the scheduler knows no space",
+        )
         world.volume = storage.create_volume(name=world.name, size=1)
         seen = ""
 
