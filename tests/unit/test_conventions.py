@@ -80,9 +80,13 @@ def test_every_verb_is_a_command_of_its_name() -> None:
 
 
 def test_every_verb_that_needs_nodes_has_a_playbook() -> None:
-    assert sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml")) == sorted(
-        set(VERBS) - LOCAL_COMMANDS
-    )
+    # A verb with subcommands has one for each that works on nodes: cluster-down.yml, cluster-up.yml.
+    playbooks = {path.stem for path in (ROOT / "playbooks").glob("*.yml")}
+    assert {name.partition("-")[0] for name in playbooks} == set(VERBS) - LOCAL_COMMANDS
+    for name in playbooks - set(VERBS):
+        verb, _dash, subcommand = name.partition("-")
+        command = importlib.import_module(f"cloudctl.commands.{verb}").command
+        assert subcommand in command.commands, f"{name}.yml is no subcommand of {verb}"
 
 
 @pytest.mark.parametrize("verb", VERBS)
