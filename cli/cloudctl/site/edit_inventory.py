@@ -1,0 +1,377 @@
+"""Edits the text of an inventory: a host comes, goes or moves, and every other line stays as it is.
+
+PyYAML would write the file anew, without its comments. So lines are put in and taken out by hand, and the
+result is read back: what it says must be exactly the wanted change, else nothing is returned.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from cloudctl.errors import ConfigError, UsageError
+
+FILE = "inventory/hosts.yml"
+_PLAIN = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_./-]*")
+
+
+def add_host(text: str, group: str, name: str, variables: Mapping[str, Any]) -> str:
+    """Return the inventory with a host at the end of a group; the group is made where it is missing.
+
+    Args:
+        text: the inventory, YAML.
+        group: name of a group below ``all``.
+        name: the host's.
+        variables: its variables (plain data).
+
+    Raises:
+        UsageError: the host is there already.
+        ConfigError: the text is laid out in a way that can't be edited.
+    """
+    if _groups_of(_read(text), name):
+        raise UsageError("host-exists", f"{name} is in the inventory already", where=FILE)
+
+    def change(data: dict[str, Any]) -> None:
+        groups = data.setdefault("all", {}).setdefault("children", {})
+        body = groups.get(group) or {}
+        body["hosts"] = {**(body.get("hosts") or {}), name: dict(variables)}
+        groups[group] = body
+
+    return _checked(text, _insert(text, group, name, [f"{_scalar(name)}: {_flow(variables)}"]), change)
+
+
+def remove_host(text: str, name: str) -> str:
+    """Return the inventory without a host; it goes from every group that names it.
+
+    Raises:
+        UsageError: there is no such host.
+        ConfigError: the text is laid out in a way that can't be edited.
+    """
+    groups = _groups_of(_read(text), name)
+    if not groups:
+        raise UsageError("host-unknown", f"there is no {name} in the inventory", where=FILE)
+    edited = text
+    for group in groups:
+        edited, _block = _cut(edited, group, name)
+
+    def change(data: dict[str, Any]) -> None:
+        for group in groups:
+            del _find_group(data, group)["hosts"][name]
+
+    return _checked(text, edited, change)
+
+
+def move_host(text: str, name: str, group: str) -> str:
+    """Return the inventory with a host in another group, its own lines (and comments) unchanged.
+
+    The host must be named by one group; groups that contain groups don't count.
+
+    Raises:
+        UsageError: there is no such host, or it is there already.
+        ConfigError: several groups name it, or the layout can't be edited.
+    """
+    groups = _groups_of(_read(text), name)
+    if not groups:
+        raise UsageError("host-unknown", f"there is no {name} in the inventory", where=FILE)
+    if groups == [group]:
+        raise UsageError("host-in-group", f"{name} is in {group} already", where=FILE)
+    if len(groups) > 1:
+        raise ConfigError(
+            "host-in-several-groups",
+            f"{name} is named by {', '.join(groups)}",
+            where=FILE,
+            hint="move it by hand",
+        )
+    edited, block = _cut(text, groups[0], name)
+    edited = _insert(edited, group, name, block)
+
+    def change(data: dict[str, Any]) -> None:
+        variables = _find_group(data, groups[0])["hosts"].pop(name)
+        target = data["all"]["children"].get(group) or {}
+        target["hosts"] = {**(target.get("hosts") or {}), name: variables}
+        data["all"]["children"][group] = target
+
+    return _checked(text, edited, change)
+
+
+def set_variables(text: str, name: str, variables: Mapping[str, Any]) -> str:
+    """Return the inventory with variables of a host set, over those it has; other lines stay.
+
+    Raises:
+        UsageError: there is no such host.
+        ConfigError: the layout can't be edited.
+    """
+    groups = _groups_of(_read(text), name)
+    if not groups:
+        raise UsageError("host-unknown", f"there is no {name} in the inventory", where=FILE)
+    data = _read(text)
+    group = next((g for g in groups if _find_group(data, g)["hosts"][name]), groups[0])
+    own = _find_group(data, group)["hosts"][name] or {}
+    lines = text.splitlines()
+    key, value = _host_nodes(text, group, name)
+    indent = key.start_mark.column
+    block = isinstance(value, yaml.MappingNode) and not value.flow_style and value.value
+    if not block:
+        first, last = key.start_mark.line, _last_line(value) if own else key.start_mark.line
+        comment = _trailing_comment(lines[last]) if first == last else ""
+        merged = f"{' ' * indent}{_scalar(name)}: {_flow({**own, **variables})}{comment}"
+        edited = [*lines[:first], merged, *lines[last + 1 :]]
+    else:
+        assert isinstance(value, yaml.MappingNode)
+        edited = list(lines)
+        inner = value.value[0][0].start_mark.column
+        spans = {k.value: (k.start_mark.line, _last_line(v)) for k, v in value.value}
+        end = _last_line(value) + 1
+        new = [k for k in variables if k not in spans]
+        edited[end:end] = [f"{' ' * inner}{_scalar(k)}: {_flow(variables[k])}" for k in new]
+        for k in sorted((k for k in variables if k in spans), key=lambda k: -spans[k][0]):
+            first, last = spans[k]
+            edited[first : last + 1] = [f"{' ' * inner}{_scalar(k)}: {_flow(variables[k])}"]
+
+    def change(data: dict[str, Any]) -> None:
+        hosts = _find_group(data, group)["hosts"]
+        hosts[name] = {**(hosts[name] or {}), **variables}
+
+    return _checked(text, "\n".join(edited) + "\n", change)
+
+
+# -- reading -----------------------------------------------------------------------------------
+
+
+def _read(text: str) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("yaml-syntax", f"the inventory is no YAML: {error}", where=FILE) from error
+    if not isinstance(data, dict):
+        raise ConfigError("inventory-format", "the inventory must be a mapping of groups", where=FILE)
+    return data
+
+
+def _all_groups(data: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    found: list[tuple[str, dict[str, Any]]] = []
+
+    def walk(groups: Mapping[str, Any]) -> None:
+        for name, body in groups.items():
+            if isinstance(body, dict):
+                found.append((str(name), body))
+                walk(body.get("children") or {})
+
+    walk(data)
+    return found
+
+
+def _groups_of(data: Mapping[str, Any], host: str) -> list[str]:
+    return [name for name, body in _all_groups(data) if host in (body.get("hosts") or {})]
+
+
+def _find_group(data: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Return the body of the group that has hosts, or of the first one of that name."""
+    bodies = [body for name, body in _all_groups(data) if name == group]
+    return next((body for body in bodies if body.get("hosts")), bodies[0])
+
+
+def _compose(text: str) -> yaml.MappingNode:
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert isinstance(node, yaml.MappingNode)
+    return node
+
+
+Pair = tuple[yaml.Node, yaml.Node]
+
+
+def _item(node: yaml.Node, key: str) -> Pair | None:
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    for own, value in node.value:
+        if isinstance(own, yaml.ScalarNode) and own.value == key:
+            return own, value
+    return None
+
+
+def _group_nodes(text: str, group: str) -> list[Pair]:
+    found: list[Pair] = []
+
+    def walk(node: yaml.Node) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, body in node.value:
+                if key.value == group:
+                    found.append((key, body))
+                children = _item(body, "children")
+                if children:
+                    walk(children[1])
+
+    walk(_compose(text))
+    return found
+
+
+def _host_nodes(text: str, group: str, name: str) -> Pair:
+    for _key, body in _group_nodes(text, group):
+        hosts = _item(body, "hosts")
+        host = _item(hosts[1], name) if hosts else None
+        if host:
+            return host
+    raise ConfigError("inventory-layout", f"{name} was not found in {group}", where=FILE)
+
+
+def _last_line(node: yaml.Node) -> int:
+    """Return the line on which a node's own text ends (a block's end mark lies behind the comments)."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        if isinstance(last, tuple):
+            return max(_last_line(last[0]), _last_line(last[1]))
+        return _last_line(last)
+    if isinstance(node, yaml.ScalarNode) and node.style is None and node.value == "":
+        return (
+            int(node.start_mark.line) if node.start_mark.column else -1
+        )  # nothing is written: the key counts
+    if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):
+        return int(node.end_mark.line) - 1
+    return int(node.end_mark.line)
+
+
+# -- writing -----------------------------------------------------------------------------------
+
+
+def _cut(text: str, group: str, name: str) -> tuple[str, list[str]]:
+    """Take a host's lines and the comments right above out; return the rest, and them without indent."""
+    key, value = _host_nodes(text, group, name)
+    lines = text.splitlines()
+    first, last = key.start_mark.line, max(key.start_mark.line, _last_line(value))
+    indent = key.start_mark.column
+    if lines[first][:indent].strip() or lines[last][
+        _end_column(lines, key, value, last) :
+    ].strip().startswith(","):
+        raise ConfigError(
+            "inventory-layout",
+            f"{name} stands on one line with other hosts",
+            where=f"{FILE}:{first + 1}",
+            hint="give every host a line of its own",
+        )
+    while first and lines[first - 1].strip().startswith("#") and _indent(lines[first - 1]) == indent:
+        first -= 1
+    block = [line[indent:] if line.strip() else "" for line in lines[first : last + 1]]
+    return "\n".join([*lines[:first], *lines[last + 1 :]]) + "\n", block
+
+
+def _end_column(lines: list[str], key: yaml.Node, value: yaml.Node, last: int) -> int:
+    mark = value.end_mark if value.end_mark.line == last else key.end_mark
+    return int(mark.column) if mark.line == last else len(lines[last])
+
+
+def _insert(text: str, group: str, name: str, block: list[str]) -> str:
+    """Put a host's lines at the end of a group."""
+    lines = text.splitlines()
+    found = _group_nodes(text, group)
+    at, indent, head = 0, 0, list[str]()
+    if not found:
+        everything = _item(_compose(text), "all")
+        children = _item(everything[1], "children") if everything else None
+        if not children or not isinstance(children[1], yaml.MappingNode) or not children[1].value:
+            raise ConfigError("inventory-layout", "there is no all.children to add a group to", where=FILE)
+        if children[1].flow_style:
+            raise _flow_error(children[0])
+        column = children[1].value[0][0].start_mark.column
+        at = max(_last_line(children[1]), children[1].value[-1][0].start_mark.line) + 1
+        step = column - children[0].start_mark.column
+        head = [f"{' ' * column}{_scalar(group)}:", f"{' ' * (column + step)}hosts:"]
+        indent = column + 2 * step
+    else:
+        key, body = next(((k, b) for k, b in found if _item(b, "hosts")), found[0])
+        column = key.start_mark.column
+        hosts = _item(body, "hosts")
+        if isinstance(body, yaml.MappingNode) and body.flow_style and body.value:
+            raise _flow_error(key)
+        if hosts is None:
+            filled = isinstance(body, yaml.MappingNode) and bool(body.value)
+            inner = body.value[0][0].start_mark.column if filled else column + 2
+            at = (_last_line(body) if filled else key.start_mark.line) + 1
+            if not filled:
+                lines[key.start_mark.line] = _key_alone(lines[key.start_mark.line], key)
+            head = [f"{' ' * inner}hosts:"]
+            indent = inner + 2
+        else:
+            inner = hosts[0].start_mark.column
+            value = hosts[1]
+            if isinstance(value, yaml.MappingNode) and value.value:
+                if value.flow_style:
+                    raise _flow_error(hosts[0])
+                indent = value.value[0][0].start_mark.column
+                at = max(_last_line(value), value.value[-1][0].start_mark.line) + 1
+            else:
+                at = hosts[0].start_mark.line + 1
+                indent = inner + 2
+                lines[at - 1] = _key_alone(lines[at - 1], hosts[0])
+    own = [" " * indent + line if line else "" for line in block]
+    return "\n".join([*lines[:at], *head, *own, *lines[at:]]) + "\n"
+
+
+def _key_alone(line: str, key: yaml.Node) -> str:
+    """Return a key's line without its empty value (``{}``, ``null``), its comment kept."""
+    return line[: key.end_mark.column] + ":" + _trailing_comment(line)
+
+
+def _trailing_comment(line: str) -> str:
+    match = re.search(r"\s+#.*$", line)
+    return match.group(0) if match else ""
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _flow_error(key: yaml.Node) -> ConfigError:
+    return ConfigError(
+        "inventory-layout",
+        "a group written in braces can't be edited",
+        where=f"{FILE}:{key.start_mark.line + 1}",
+        hint="write its hosts one below the other",
+    )
+
+
+def _scalar(value: str) -> str:
+    if _PLAIN.fullmatch(value) and yaml.safe_load(value) == value:
+        return value
+    return yaml.safe_dump(value, default_style='"', width=float("inf"), allow_unicode=True).strip()
+
+
+def _flow(value: Any) -> str:
+    """Return plain data on one line, as one writes it by hand."""
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{_scalar(str(key))}: {_flow(item)}" for key, item in value.items())
+        return "{" + inner + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_flow(item) for item in value) + "]"
+    if isinstance(value, str):
+        return _scalar(value)
+    return json.dumps(value)
+
+
+def _checked(before: str, after: str, change: Any) -> str:
+    """Return the edited text where it says what is wanted, and nothing else."""
+    wanted = copy.deepcopy(_read(before))
+    change(wanted)
+    try:
+        found = yaml.safe_load(after)
+    except yaml.YAMLError:
+        found = None
+    if _tidy(found) != _tidy(wanted):
+        raise ConfigError(
+            "inventory-layout", "the inventory is laid out in a way that can't be edited", where=FILE,
+            hint="make the change by hand",
+        )  # fmt: skip
+    return after
+
+
+def _tidy(value: Any) -> Any:
+    """Return data with empty mappings and nothing made equal: both mean the same in an inventory."""
+    if isinstance(value, dict):
+        return {str(key): _tidy(item) for key, item in value.items()} or None
+    if isinstance(value, list):
+        return [_tidy(item) for item in value]
+    return value
