@@ -72,6 +72,10 @@ def _hand_on(argv: list[str]) -> int | None:
 
     if not remote.is_lab_site(site) or remote.inside_deploy_node():
         return None
+    from cloudctl.lab import powercontrol
+
+    if name := powercontrol.lab_of(site):
+        powercontrol.ensure(name)
     return remote.reexec(["--site", str(site), *words], site)
 
 

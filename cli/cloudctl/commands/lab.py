@@ -17,11 +17,16 @@ def _report(line: str) -> None:
 
 
 @click.group(name="lab")
-def command() -> None:
+@click.pass_context
+def command(ctx: click.Context) -> None:
     """Make, use and remove a lab: servers as containers on this machine.
 
     CLOUDCTL_LAB names it (default: lab), so that several can stand side by side.
     """
+    if ctx.invoked_subcommand != "destroy":
+        from cloudctl.lab import powercontrol, topology
+
+        powercontrol.ensure(topology.NAME)
 
 
 @command.command()

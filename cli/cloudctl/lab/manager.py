@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cloudctl.errors import CheckFailed, CloudctlError, LockHeld, MultiError, UsageError
-from cloudctl.lab import images, network, nodes, sitedir
+from cloudctl.lab import images, network, nodes, powercontrol, sitedir
 from cloudctl.lab.host import CACHE, check_host
 from cloudctl.lab.topology import NAME, TOPOLOGIES, LabNode, topology
 from cloudctl.paths import data_root
@@ -136,6 +136,7 @@ def create(name: str, report: Report, *, wait: bool = True) -> list[str]:
             report(f"switched off, and left so: {', '.join(off)} (cloudctl lab power on)")
         report(f"{len(begun)} nodes made in {time.monotonic() - began:.1f} s, {len(wanted)} in the lab")
     sitedir.finish(report)
+    powercontrol.ensure(NAME)
     return sorted(begun)
 
 
@@ -160,6 +161,7 @@ def destroy(report: Report, *, cache: bool = False) -> None:
                 f"nodes of other labs ({others}) use the images and packages",
                 hint="destroy those labs first, or this one without --cache",
             )
+        powercontrol.end(sitedir.SITE)
         with ThreadPoolExecutor(max_workers=max(1, len(present))) as pool:
             list(pool.map(nodes.remove, present))
         network.remove()

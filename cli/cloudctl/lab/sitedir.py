@@ -16,6 +16,7 @@ from cloudctl.errors import ConfigError
 from cloudctl.lab import nodes as lab_nodes
 from cloudctl.lab.host import run
 from cloudctl.lab.podman import open_files
+from cloudctl.lab.powercontrol import socket_path
 from cloudctl.lab.remote import MARKER
 from cloudctl.lab.topology import (
     DEPLOY_ADDRESSES,
@@ -165,6 +166,7 @@ def settings(storage_nodes: int) -> dict[str, Any]:
             "nofile": open_files(),
         },
         "time": {"set_clock": False},
+        "power": {"driver": "lab", "socket": str(socket_path(SITE)), "boot_timeout": 90},
         "ceph": ceph,
         "services": SMALL,
     }
