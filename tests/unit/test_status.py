@@ -14,7 +14,15 @@ import pytest
 
 from cloudctl.console import Console
 from cloudctl.errors import Unreachable
-from cloudctl.status.probes import PARSERS, PROBES, parse, parse_galera, parse_ovn, parse_rabbitmq
+from cloudctl.status.probes import (
+    PARSERS,
+    PROBES,
+    parse,
+    parse_galera,
+    parse_ovn,
+    parse_rabbitmq,
+    probes,
+)
 from cloudctl.status.summary import Expected, Status, summarise
 from cloudctl.status.text import cluster_lines, show, size
 
@@ -296,6 +304,15 @@ def test_parsers() -> None:
         None,
         "no answer within 20 s",
     )
+
+
+def test_ceph_is_asked_through_any_monitor() -> None:
+    # The configuration in a monitor's container may name a single one: the one without power.
+    command = probes(["10.10.30.11", "10.10.30.12"])["ceph"]["command"]
+    assert command[command.index("-m") + 1] == "10.10.30.11,10.10.30.12" and command[-3:] == [
+        "status", "--format", "json",
+    ]  # fmt: skip
+    assert probes([]) == PROBES and "-m" not in PROBES["ceph"]["command"]
 
 
 def test_sizes() -> None:

@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from cloudctl.ceph.desired import mon_nodes
-from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, MultiError, Unreachable, UsageError
+from cloudctl.ceph.desired import mon_hosts, mon_nodes
+from cloudctl.errors import ApplyFailed, CheckFailed, Unreachable, UsageError
 from cloudctl.operations.containers import run_in
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Site
@@ -32,6 +32,7 @@ FLAGS: dict[str, str] = {
     "nodeep-scrub": "no deep scrubbing",
     "nosnaptrim": "removed snapshots are not trimmed",
     "notieragent": "no work of the cache tiers' agent",
+    "full": "clients cannot write, as though the OSDs were full",
     "noautoscale": "the number of placement groups stays as it is in every pool",
 }
 """Flags that can be set and unset, and what each does."""
@@ -39,6 +40,8 @@ FLAGS: dict[str, str] = {
 _MON = "ceph-*-mon[-.]*"
 _CEPH = ("ceph", "--connect-timeout", "10", "-n", "mon.", "-k", "/var/lib/ceph/mon/ceph-{hostname}/keyring")
 _SHOWN_AS = {"pauserd": "pause", "pausewr": "pause"}
+_CHANGE = 'verb=$1; shift; flags=$1; shift; for flag in $flags; do "$@" osd "$verb" "$flag" || exit; done'
+"""One process on one node for all flags: with a call for each, six of them would take half a minute."""
 
 
 def expand(names: Iterable[str]) -> list[str]:
@@ -56,11 +59,8 @@ def expand(names: Iterable[str]) -> list[str]:
         else:
             close = get_close_matches(name.lower(), [*FLAGS, *NAMED_SETS], 1)
             known = f"one of: {', '.join([*FLAGS, *NAMED_SETS])}"
-            raise UsageError(
-                "flag-unknown",
-                f"Ceph has no flag {name!r}",
-                hint=f"did you mean {close[0]!r}?" if close else known,
-            )
+            hint = f"did you mean {close[0]!r}?" if close else known
+            raise UsageError("flag-unknown", f"Ceph has no flag {name!r}", hint=hint)
     return list(dict.fromkeys(found))
 
 
@@ -73,53 +73,56 @@ def parse_flags(text: str) -> list[str]:
 def mon_command(
     site: Site | Path, command: Sequence[str], *, timeout: int = 60, node: str | None = None
 ) -> tuple[str, str]:
-    """Run a ``ceph`` command through a monitor that has a quorum.
+    """Run a ``ceph`` command through a monitor that is in the quorum.
 
     Args:
         site: the site or its directory.
         command: without ``ceph`` itself.
         timeout: seconds.
-        node: ask this monitor first.
+        node: ask this monitor's node; default: all of them, at the same time, and take the first answer. So
+            it has to be given for commands that change something.
 
     Returns:
-        What it printed, and the node that was asked.
+        What it printed, and the node that answered.
 
     Raises:
         Unreachable: no monitor answers (none runs, or they have no quorum).
         ApplyFailed: the command itself was refused.
-        ConfigError: the site has no Ceph.
+        CheckFailed: the site has no Ceph.
     """
     loaded = site if isinstance(site, Site) else load_site(site)
-    if not loaded.group("storage"):
+    return _ask(loaded, [*_client(loaded), *command], " ".join(command), timeout, node)
+
+
+def _client(site: Site) -> list[str]:
+    """Return ``ceph`` as called in a monitor's container, whose own configuration may name one monitor."""
+    return [*_CEPH, "-m", ",".join(mon_hosts(site))]
+
+
+def _ask(site: Site, command: Sequence[str], shown: str, timeout: int, node: str | None) -> tuple[str, str]:
+    if not site.group("storage"):
         raise CheckFailed("ceph-absent", "the site has no storage nodes, so there is no Ceph cluster")
-    nodes = [item.name for item in mon_nodes(loaded)]
-    order = sorted(nodes, key=lambda name: name != node)
-    reasons: dict[str, str] = {}
-    for name in order:
-        answers, failed = run_in(loaded, [name], _MON, [*_CEPH, *command], timeout=timeout)
-        if name in failed:
-            reasons[name] = failed[name].message
-            continue
-        answer = answers[name]
-        if answer["rc"] == 0:
-            return str(answer["stdout"]), name
-        reasons[name] = _reason(answer)
-        if not _no_quorum(answer):
-            raise ApplyFailed("ceph-refused", f"ceph {' '.join(command)}: {reasons[name]}", where=name)
+    nodes = [node] if node else [item.name for item in mon_nodes(site)]
+    answers, failed = run_in(site, nodes, _MON, command, timeout=timeout)
+    for name in nodes:
+        if name in answers and answers[name]["rc"] == 0:
+            return str(answers[name]["stdout"]), name
+    reasons = {name: failed[name].message if name in failed else _reason(answers[name]) for name in nodes}
+    for name, answer in answers.items():
+        if not no_quorum(answer):
+            raise ApplyFailed("ceph-refused", f"ceph {shown}: {reasons[name]}", where=name)
     said = "; ".join(f"{name}: {text}" for name, text in reasons.items())
     raise Unreachable(
         "ceph-no-quorum", f"no Ceph monitor answers: {said}",
-        hint="cloudctl status shows the monitors; cloudctl ceph daemons start mon starts them",
+        hint="a majority of the monitors must run: systemctl start ceph.target on their nodes",
     )  # fmt: skip
 
 
-def _no_quorum(answer: Mapping[str, Any]) -> bool:
-    """Whether another monitor may know more: this one does not run, or is in no quorum."""
+def no_quorum(answer: Mapping[str, Any]) -> bool:
+    """Whether another monitor may know more: this one does not run, or is in no quorum. Pure."""
     text = str(answer.get("stderr") or "").lower()
-    return answer["rc"] in (124, 125, 126, 127, 137) or any(
-        word in text
-        for word in ("timed out", "etimedout", "rados_connect", "connecting to cluster", "is not running")
-    )
+    signs = ("timed out", "etimedout", "rados_connect", "connecting to the cluster", "is not running")
+    return answer["rc"] in (124, 125, 126, 127, 137) or any(sign in text for sign in signs)
 
 
 def _reason(answer: Mapping[str, Any]) -> str:
@@ -133,8 +136,7 @@ def read_flags(site: Site | Path) -> list[str]:
     Raises:
         Unreachable: no monitor is in a quorum.
     """
-    text, _node = mon_command(site, ["osd", "dump", "--format", "json"])
-    return parse_flags(text)
+    return _read(site if isinstance(site, Site) else load_site(site))[0]
 
 
 def set_flags(site: Site | Path, names: Iterable[str]) -> list[str]:
@@ -159,27 +161,30 @@ def unset_flags(site: Site | Path, names: Iterable[str]) -> list[str]:
     return _change(site, expand(names), wanted=False)
 
 
+def _read(site: Site) -> tuple[list[str], str]:
+    text, node = mon_command(site, ["osd", "dump", "--format", "json"])
+    return parse_flags(text), node
+
+
+def to_change(before: Iterable[str], names: Sequence[str], *, wanted: bool) -> list[str]:
+    """Return which of the flags have to be changed. Pure."""
+    present = set(before)
+    return [name for name in names if (name in present) != wanted]
+
+
 def _change(site: Site | Path, names: Sequence[str], *, wanted: bool) -> list[str]:
     loaded = site if isinstance(site, Site) else load_site(site)
-    text, node = mon_command(loaded, ["osd", "dump", "--format", "json"])
-    before = parse_flags(text)
-    todo = [name for name in names if (name in before) != wanted]
-    for name in todo:
-        _text, node = mon_command(loaded, ["osd", "set" if wanted else "unset", name], node=node)
+    before, node = _read(loaded)
+    todo = to_change(before, names, wanted=wanted)
     if not todo:
         return []
-    text, _node = mon_command(loaded, ["osd", "dump", "--format", "json"], node=node)
-    after = parse_flags(text)
     verb = "set" if wanted else "unset"
-    errors: list[CloudctlError] = [
-        ApplyFailed(
-            "flag-not-confirmed",
-            f"{name} was {verb}, but Ceph does not show it so",
-            hint="run the same again",
+    command = ["bash", "-c", _CHANGE, "flags", verb, " ".join(todo), *_client(loaded)]
+    _ask(loaded, command, f"osd {verb} {' '.join(todo)}", 60 + 10 * len(todo), node)
+    left = to_change(_read(loaded)[0], todo, wanted=wanted)
+    if left:
+        shown = "does not show them" if wanted else "still shows them"
+        raise ApplyFailed(
+            "flag-not-confirmed", f"{', '.join(left)}: {verb}, but Ceph {shown}", hint="run the same again"
         )
-        for name in todo
-        if (name in after) != wanted
-    ]
-    if errors:
-        raise errors[0] if len(errors) == 1 else MultiError(errors)
     return todo

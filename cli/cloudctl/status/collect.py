@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from cloudctl.ceph.desired import mon_hosts
 from cloudctl.errors import CloudctlError
 from cloudctl.openrc import connect
 from cloudctl.runner import explain_unreachable, run_playbook
 from cloudctl.site.model import Site
-from cloudctl.status.probes import PROBES
+from cloudctl.status.probes import probes
 
 API_TIMEOUT = 20.0  # seconds for one request
 Facts = dict[str, dict[str, Any]]
@@ -18,7 +19,8 @@ Facts = dict[str, dict[str, Any]]
 
 def collect_nodes(site: Site) -> tuple[Facts, dict[str, CloudctlError]]:
     """Return what the nodes tell, and by node why one does not answer."""
-    result = run_playbook(site.path, "status", {"cloudctl_probes": PROBES, "cloudctl_show": "all:!all"})
+    asked = probes(mon_hosts(site) if site.group("storage") else [])
+    result = run_playbook(site.path, "status", {"cloudctl_probes": asked, "cloudctl_show": "all:!all"})
     facts: Facts = {}
     for node, tasks in result.facts.items():
         for answer in tasks.values():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _CEPH = ["ceph", "--connect-timeout", "10", "-n", "mon.", "-k", "/var/lib/ceph/mon/ceph-{hostname}/keyring"]
@@ -39,6 +39,20 @@ PROBES: dict[str, dict[str, Any]] = {
     "ceph_version": {"container": "ceph-*-mon[-.]*", "command": ["ceph", "--version"]},
 }  # fmt: skip
 """By name: container (shell pattern), command, user; as the module ``cloudctl_status`` takes them."""
+
+
+def probes(mons: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the probes for a site.
+
+    Args:
+        mons: addresses of Ceph's monitors. The configuration in a monitor's container may name the first one
+            alone, which need not be there.
+    """
+    if not mons:
+        return PROBES
+    status = PROBES["ceph"]
+    command = [*_CEPH, "-m", ",".join(mons), *status["command"][len(_CEPH) :]]
+    return {**PROBES, "ceph": {**status, "command": command}}
 
 
 def parse_galera(text: str) -> dict[str, Any]:
