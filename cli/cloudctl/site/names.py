@@ -29,15 +29,18 @@ class SecretName:
         name: its key in secrets.yml.
         kind: how it is made, one of KINDS.
         description: what it is for.
+        late: a site that was made before this secret existed works without it, until a command needs it.
     """
 
     name: str
     kind: str
     description: str
+    late: bool = False
 
 
 _FIXED = (
     SecretName("admin_password", "password", "password of the cloud's administrator"),
+    SecretName("backup_key", "password", "key that backups of the databases are encrypted with", late=True),
     SecretName("ca_certificate", "ca", "certificate of the site's CA"),
     SecretName("ca_key", "ca", "key of the site's CA"),
     SecretName("ceph_fsid", "uuid", "identity of the Ceph cluster"),

@@ -512,7 +512,8 @@ def check_overrides(draft: Draft, problems: Problems) -> None:
 
 def check_secrets(draft: Draft, problems: Problems) -> None:
     """Every secret that the services need is there."""
-    missing = [name for name in secret_names(draft.definitions) if name not in draft.site.secrets]
+    wanted = secret_names(draft.definitions).values()
+    missing = [secret.name for secret in wanted if not secret.late and secret.name not in draft.site.secrets]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         problems.add(
