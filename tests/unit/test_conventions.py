@@ -42,6 +42,10 @@ NAMED_OUTSIDE = {
     ),
     "cli/cloudctl/engine/render.py": ("memcached", "`memcached_servers`, for all templates"),
     "cli/cloudctl/lab/sitedir.py": (" ".join(SERVICES), "the lab's site: settings that make services small"),
+    "cli/cloudctl/power/names.py": (
+        "mariadb neutron nova rabbitmq",
+        "what an ordered shutdown treats in its own way; the printed runbook's commands",
+    ),
     "cli/cloudctl/site/schema.yml": ("openvswitch", "a description: the kernel module of a datapath"),
     "cli/cloudctl/site/templates/overrides/README.md.j2": ("nova", "an example"),
     "cli/cloudctl/status/probes.py": ("mariadb ovn rabbitmq", "how each kind of cluster is asked"),

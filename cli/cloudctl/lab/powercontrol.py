@@ -1,9 +1,9 @@
 """The lab's power control: what a baseboard controller is to a server.
 
-Cloud commands of a lab run inside its deploy node, where nobody can switch a node on: only this host can. So a small
-process of the lab listens here on a Unix socket in the site's state directory (which the deploy node sees at the
-same path) and works the power buttons of this lab's nodes. It is started by whatever command finds it missing and
-ends with the lab.
+Cloud commands of a lab run inside its deploy node, where nobody can switch a node on: only this host can. So
+a small process of the lab listens here on a Unix socket in the site's state directory (which the deploy node
+sees at the same path) and works the power buttons of this lab's nodes. Whatever command finds it missing
+starts it; it ends with the lab.
 
 usage: python -m cloudctl.lab.powercontrol (the lab's name is in CLOUDCTL_LAB)
 """

@@ -87,6 +87,11 @@ class Journal:
         self._data["finished"] = _now()
         self.save()
 
+    def reopen(self) -> None:
+        """More steps came to a finished operation: it goes on."""
+        self._data["finished"] = None
+        self.save()
+
     def forget(self) -> None:
         """Remove the state file."""
         self.path.unlink(missing_ok=True)

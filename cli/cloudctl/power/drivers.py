@@ -1,9 +1,9 @@
 """How servers are switched on: one driver for each kind of power control.
 
-A driver is chosen by the setting ``power.driver``. Every one answers the same three questions, so that the steps
-know none of them. Baseboard controllers (IPMI, Redfish) belong here: a class with these methods, a word in the
-setting's enum, and variables of the nodes for address and account (``bmc_address``; the password as a secret of
-the site). None is shipped that was not tried on real hardware.
+A driver is chosen by the setting ``power.driver``. Every one answers the same three questions, so that the
+steps know none of them. Baseboard controllers (IPMI, Redfish) belong here: a class with these methods, a word
+in the setting's enum, and variables of the nodes for address and account (``custom_bmc_address``; its
+password as a secret of the site). None is shipped that was not tried on real hardware.
 """
 
 from __future__ import annotations
