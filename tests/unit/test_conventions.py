@@ -31,6 +31,7 @@ VERBS = sorted(path.stem for path in (ROOT / "cli/cloudctl/commands").glob("[!_]
 SERVICES = sorted(service.name for service in load_services())
 
 NAMED_OUTSIDE = {
+    "cli/cloudctl/backup/server.py": ("mariadb", "the database server's programs, with which it is backed up"),
     "cli/cloudctl/checks/wanted.py": (
         "haproxy mariadb memcached openvswitch ovn rabbitmq",
         "ports that are no frontend's, the kernel module of a datapath",
@@ -55,6 +56,7 @@ NAMED_OUTSIDE = {
     ),
     "cli/cloudctl/status/text.py": ("ovn rabbitmq", "how each kind of cluster is shown"),
     "cli/cloudctl/verify/tenant.py": ("nova placement", "words of the APIs: a service type, a log's name"),
+    "playbooks/library/cloudctl_backup.py": ("mariadb", "programs inside the database's container"),
     "playbooks/library/cloudctl_ceph.py": ("placement", "a word of cephadm's specifications"),
 }
 """Files that name services outside of their directories: which, and why. New ones need a good reason."""
