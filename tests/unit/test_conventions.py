@@ -42,6 +42,7 @@ NAMED_OUTSIDE = {
         "speaks the identity API; accounts of the database server itself are left alone",
     ),
     "cli/cloudctl/engine/render.py": ("memcached", "`memcached_servers`, for all templates"),
+    "cli/cloudctl/galera/recovery.py": ("mariadb", "the container that is a member, and what asks its server"),
     "cli/cloudctl/lab/sitedir.py": (" ".join(SERVICES), "the lab's site: settings that make services small"),
     "cli/cloudctl/power/names.py": (
         "mariadb neutron nova rabbitmq",
