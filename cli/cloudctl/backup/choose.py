@@ -302,6 +302,25 @@ def usable_chain(manifests: Mapping[str, Manifest], wanted: str, *, unverified: 
     return chain
 
 
+def spans(manifests: Mapping[str, Manifest], archives: Mapping[str, LogArchive]) -> list[tuple[float, float]]:
+    """Return the times (Unix, first and last) to each of which the databases can be restored, in order."""
+    found: list[tuple[float, float]] = []
+    for manifest in sorted(manifests.values(), key=lambda manifest: manifest.finished):
+        archive = archives.get(manifest.lineage)
+        if not manifest.counts or archive is None or archive.until < manifest.finished:
+            continue
+        try:
+            usable_chain(manifests, manifest.id, unverified=False)
+            logs_for(manifest, archive, archive.until)
+        except CheckFailed:
+            continue
+        if found and manifest.finished <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], archive.until))
+        else:
+            found.append((manifest.finished, archive.until))
+    return found
+
+
 def choose_prune(manifests: Mapping[str, Manifest], keep: int) -> list[str]:
     """Return the backups that may go, the newest first: none that is needed by one that stays.
 

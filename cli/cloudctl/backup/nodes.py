@@ -65,7 +65,9 @@ def server_nodes(site: Site) -> list[str]:
 def ask(site: Site, action: str, nodes: list[str], **arguments: Any) -> Answers:
     """Let nodes do something; see the module."""
     given = {"action": action, "container": server.CONTAINER, "volume": server.VOLUME, **arguments}
-    return call(site.path, MODULE, dict.fromkeys(nodes, given), changing=action not in ("read", "rotate"))
+    return call(
+        site.path, MODULE, dict.fromkeys(nodes, given), changing=action not in ("read", "rotate", "count")
+    )
 
 
 def read_servers(site: Site, *, action: str = "read", nodes: list[str] | None = None) -> Servers:

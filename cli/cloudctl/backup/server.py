@@ -85,7 +85,7 @@ def parse_notes(text: str) -> dict[str, Any]:
     Raises:
         ValueError: the notes are not complete.
     """
-    log, _mark, notes = text.partition(MARK)
+    _log, _mark, notes = text.partition(MARK)
     fields = dict(re.findall(r"(?m)^(\w+) = (.*)$", notes))
     try:
         lsn = {"from": int(fields["from_lsn"]), "to": int(fields["to_lsn"])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,16 +17,19 @@ from cloudctl.backup.choose import (
     ArchivedLog,
     LogArchive,
     Server,
+    chain_of,
     choose_donor,
+    choose_prune,
     find_base,
     find_writer,
     number_of,
+    prune_logs,
 )
 from cloudctl.backup.manifest import FULL, INCREMENTAL, Manifest, Position, make_id
 from cloudctl.backup.nodes import Servers, read_servers
 from cloudctl.backup.remote import Remote
-from cloudctl.backup.store import INDEX, Store, check_room, disk_full, mebibytes, open_private, sync
-from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, Unreachable, VerifyFailed
+from cloudctl.backup.store import INDEX, LOGS, Store, check_room, disk_full, mebibytes, open_private, sync
+from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, Unreachable, UsageError, VerifyFailed
 from cloudctl.runs.lock import SiteLock
 from cloudctl.site.model import Site
 
@@ -277,6 +281,124 @@ def _fetch_logs(site: Site, store: Store, archive: LogArchive, found: Mapping[st
     archive.until = max(archive.until, float(found["until"]))
     store.save_index(archive)
     return count
+
+
+# -- verifying again, pruning ----------------------------------------------------------------------
+
+
+def verify_again(
+    site: Site, wanted: str | None, *, everything: bool, checksums: bool, report: Report
+) -> list[tuple[str, CloudctlError | None]]:
+    """Verify backups that are there.
+
+    Args:
+        wanted: a backup's id; None is the newest one.
+        everything: all of them, the newest first.
+        checksums: only compare checksums.
+
+    Returns:
+        Each one's id, and what is wrong with it.
+
+    Raises:
+        UsageError: there is no such backup.
+        CloudctlError: it could not be tried.
+    """
+    store = Store(site)
+    with SiteLock(site.path, "db verify", name=LOCK):
+        manifests, unreadable = store.read()
+        known = sorted({*manifests, *unreadable}, reverse=True)
+        if wanted is not None and wanted not in known:
+            raise UsageError(
+                "backup-unknown", f"there is no backup '{wanted}'",
+                hint=f"the latest: {', '.join(known[:5]) or 'none'}",
+            )  # fmt: skip
+        if not known:
+            raise CheckFailed(
+                "no-backup",
+                "there is no backup",
+                where=str(store.directory),
+                hint="cloudctl db backup makes one",
+            )
+        names = known if everything else [wanted or known[0]]
+        servers = None if checksums else read_servers(site)
+        results: list[tuple[str, CloudctlError | None]] = []
+        for name in names:
+            if name in unreadable:
+                results.append((name, unreadable[name]))
+                continue
+            try:
+                for part in chain_of(manifests, name):
+                    store.check_files(part)
+                if servers is not None:
+                    prove.verify(site, store, manifests, manifests[name], servers, report)
+            except (CheckFailed, VerifyFailed) as error:
+                if error.ref.startswith("no-room"):
+                    raise
+                if error.ref == "backup-damaged":
+                    manifests[name].failure = error.message
+                    store.save(manifests[name])
+                results.append(
+                    (name, VerifyFailed(error.ref, error.message, where=error.where, hint=error.hint))
+                )
+            else:
+                results.append((name, None))
+        return results
+
+
+def prune(site: Site, keep: int, *, report: Report, dry_run: bool = False) -> dict[str, list[str]]:
+    """Remove what is not needed any more: backups, archived binary logs, logical dumps.
+
+    Args:
+        keep: verified backups, and dumps, that stay.
+
+    Returns:
+        ``backups``, ``logs`` and ``dumps`` that were (or would be) removed.
+    """
+    store = Store(site)
+    with SiteLock(site.path, "db prune", name=LOCK):
+        manifests, unreadable = store.read()
+        gone = choose_prune(manifests, keep)
+        kept = {name: manifest for name, manifest in manifests.items() if name not in gone}
+        archives = store.archives()
+        # What cannot be read may still need logs.
+        logs = prune_logs(archives.values(), kept.values()) if kept and not unreadable else {}
+        directory = Path(site.get("backup.dump.directory"))
+        dumps = sorted(directory.glob(f"{DUMP}.*.sql"), reverse=True)[keep:] if directory.is_dir() else []
+        result = {
+            "backups": gone,
+            "logs": [
+                f"{archives[lineage].node}: {name}" for lineage, names in logs.items() for name in names
+            ],
+            "dumps": [str(path) for path in dumps],
+        }
+        if dry_run:
+            return result
+        target = site.get("backup.copy_to")
+        place = places.Place(site, target) if target else None
+        # The newest first: an increment never stays without its base.
+        for name in gone:
+            store.remove(name)
+            report(f"removed {name}")
+            if place is not None:
+                place.remove(name)
+        for lineage, names in logs.items():
+            archive = archives[lineage]
+            files = [log.file for log in archive.logs if log.name in names]
+            archive.logs = [log for log in archive.logs if log.name not in names]
+            folder = store.log_directory(archive)
+            if archive.logs:
+                store.save_index(archive)
+            for file in files:
+                (folder / file).unlink(missing_ok=True)
+                if place is not None:
+                    place.remove(f"{LOGS}/{folder.name}/{file}")
+            if not archive.logs:
+                shutil.rmtree(folder)
+                if place is not None:
+                    place.remove(f"{LOGS}/{folder.name}")
+        for path in dumps:
+            path.unlink(missing_ok=True)
+        return result
 
 
 # -- the logical dump -------------------------------------------------------------------------------
