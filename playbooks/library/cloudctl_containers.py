@@ -14,6 +14,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -36,11 +37,14 @@ options:
   action:
     description:
       - V(read) reports containers, Ceph's units and the engine and changes nothing.
-      - V(stop) and V(start) work on O(groups). V(exec) runs O(command) in a running container.
+      - V(stop), V(start) and V(restart) work on O(groups). V(exec) runs O(command) in one that runs.
       - V(ceph_stop) and V(ceph_start) work on Ceph's units of the types in O(kinds).
+      - V(reach) tries to connect to O(targets) from the node.
+      - V(aside) moves the directory O(path) of the volume O(volume) away while O(container) does not
+        run, V(discard) removes what V(aside) left there.
       - V(poweroff) stops Ceph's units and the container engine, then switches the node off after the answer.
     type: str
-    choices: [read, stop, start, exec, ceph_stop, ceph_start, poweroff]
+    choices: [read, stop, start, restart, exec, reach, aside, discard, ceph_stop, ceph_start, poweroff]
     required: true
   groups:
     description:
@@ -64,6 +68,19 @@ options:
     default: []
   user:
     description: For V(exec), the account in the container.
+    type: str
+    default: ""
+  targets:
+    description: For V(reach), addresses with a port, C(10.0.0.1:80).
+    type: list
+    elements: str
+    default: []
+  volume:
+    description: For V(aside) and V(discard), a named volume.
+    type: str
+    default: ""
+  path:
+    description: For V(aside) and V(discard), a directory in it.
     type: str
     default: ""
   kinds:
@@ -108,6 +125,10 @@ absent:
   returned: with the actions stop and start
   type: list
   elements: str
+unreached:
+  description: The targets that did not answer, with the reason.
+  returned: with the action reach
+  type: dict
 answer:
   description: C(rc), C(stdout), C(stderr), C(container) of the command.
   returned: with the action exec
@@ -431,6 +452,62 @@ def execute(pattern, command, user, timeout):
     return {"rc": code, "stdout": out[-200000:], "stderr": error[-4000:], "container": name}
 
 
+# -- data of a stopped container, the way to other nodes ---------------------------------------
+
+ASIDE = ".cloudctl-aside"
+
+
+def volume_path(volume, path):
+    """Return a directory of a named volume; refuse whatever leaves the volume."""
+    if not volume or not path or "/" in volume or path.startswith("/") or ".." in path.split("/"):
+        raise NodeError(f"{path!r} is no directory of a volume {volume!r}")
+    status, item = engine("GET", f"/volumes/{urllib.parse.quote(volume)}")
+    if status == 404:
+        return None
+    if status >= 400:
+        raise NodeError(f"the container engine can't tell of the volume {volume}: {status}")
+    return os.path.join(item["Mountpoint"], path)
+
+
+def aside(container, volume, path):
+    """Move a directory away; one that was moved before and is not discarded yet stays the copy."""
+    item = inspect(container)
+    if item is not None and (item.get("State") or {}).get("Status") in ("running", "restarting", "paused"):
+        raise NodeError(f"{container} runs: its data is left alone")
+    found = volume_path(volume, path)
+    if found is None or not os.path.isdir(found):
+        return []
+    if os.path.exists(found + ASIDE):
+        # Made by a start after the first move: not worth keeping.
+        shutil.rmtree(found)
+    else:
+        os.rename(found, found + ASIDE)
+    return [path]
+
+
+def discard(volume, path):
+    """Remove what was moved away."""
+    found = volume_path(volume, path)
+    if found is None or not os.path.exists(found + ASIDE):
+        return []
+    shutil.rmtree(found + ASIDE)
+    return [path]
+
+
+def reach(targets):
+    """Return the targets to which no connection can be made, with the reason."""
+
+    def try_one(target):
+        host, _, port = target.rpartition(":")
+        try:
+            with socket.create_connection((host, int(port)), timeout=5):
+                return ""
+        except OSError as error:
+            return str(error) or type(error).__name__
+
+    return {target: why for target, why in each(try_one, targets).items() if why}
+
+
 # -- Ceph's daemons, the node ------------------------------------------------------------------
 
 
@@ -489,6 +566,16 @@ def act(params):
         done, absent = stop(params["groups"])
     elif action == "start":
         done, absent = start(params["groups"], params["timeout"])
+    elif action == "restart":
+        before = set(stop(list(reversed(params["groups"])))[0])
+        done, absent = start(params["groups"], params["timeout"])
+        done = sorted(before | set(done))
+    elif action == "reach":
+        return {**answer, "changed": False, "unreached": reach(params["targets"])}
+    elif action == "aside":
+        done = aside(params["container"], params["volume"], params["path"])
+    elif action == "discard":
+        done = discard(params["volume"], params["path"])
     elif action == "exec":
         answer["answer"] = execute(params["container"], params["command"], params["user"], params["timeout"])
         return {**answer, "changed": False}
@@ -502,13 +589,14 @@ def act(params):
     if action in ("read", "ceph_stop", "ceph_start"):
         answer["ceph"] = read_ceph()
     answer["engine"] = engine_runs()
-    answer["containers"] = read_containers() if action in ("read", "stop", "start") else {}
+    answer["containers"] = read_containers() if action in ("read", "stop", "start", "restart") else {}
     return {**answer, "changed": bool(done), "changed_names": done, "absent": absent}
 
 
 def main():
     """Run the module."""
-    choices = ["read", "stop", "start", "exec", "ceph_stop", "ceph_start", "poweroff"]
+    choices = ["read", "stop", "start", "restart", "exec", "reach", "aside", "discard"]
+    choices += ["ceph_stop", "ceph_start", "poweroff"]
     module = AnsibleModule(
         argument_spec={
             "action": {"type": "str", "required": True, "choices": choices},
@@ -517,6 +605,9 @@ def main():
             "container": {"type": "str", "default": ""},
             "command": {"type": "list", "elements": "str", "default": []},
             "user": {"type": "str", "default": ""},
+            "targets": {"type": "list", "elements": "str", "default": []},
+            "volume": {"type": "str", "default": ""},
+            "path": {"type": "str", "default": ""},
             "kinds": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=False,

@@ -33,7 +33,7 @@ FLAGS: dict[str, str] = {
     "nosnaptrim": "removed snapshots are not trimmed",
     "notieragent": "no work of the cache tiers' agent",
     "full": "clients cannot write, as though the OSDs were full",
-    "noautoscale": "the number of placement groups stays as it is in every pool",
+    "noautoscale": "the number of PGs stays as it is in every pool",
 }
 """Flags that can be set and unset, and what each does."""
 
