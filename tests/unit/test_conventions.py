@@ -48,7 +48,7 @@ NAMED_OUTSIDE = {
         "mariadb neutron nova rabbitmq",
         "what an ordered shutdown treats in its own way; the printed runbook's commands",
     ),
-    "cli/cloudctl/operations/clusters.py": ("rabbitmq", "what stopping costs, by kind of cluster"),
+    "cli/cloudctl/operations/clusters.py": ("ovn rabbitmq", "what stopping costs, by kind of cluster"),
     "cli/cloudctl/site/schema.yml": ("openvswitch", "a description: the kernel module of a datapath"),
     "cli/cloudctl/site/templates/overrides/README.md.j2": ("nova", "an example"),
     "cli/cloudctl/status/probes.py": ("mariadb ovn rabbitmq", "how each kind of cluster is asked"),

@@ -1,4 +1,4 @@
-"""Containers in the order of the definitions; services stopped, started and restarted; the node-side module."""
+"""Containers in the order of the definitions; services stopped, started, restarted; the module on the nodes."""
 
 from __future__ import annotations
 
