@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from cloudctl.errors import ApplyFailed, CloudctlError
@@ -39,7 +40,12 @@ class Cloud:
     """
 
     def __init__(self, site: Site) -> None:
-        self._compute = connect(site, timeout=60).compute
+        self._site = site
+
+    @cached_property
+    def _compute(self) -> Any:
+        # Asks for the catalogue already: not before somebody handles its silence.
+        return connect(self._site, timeout=60).compute
 
     def instances(self) -> list[Instance]:
         """Return all instances of all projects.

@@ -64,8 +64,16 @@ def recover_database(
         for node in accepted:
             why = "as told" if node in world.accepted else "another member holds every write"
             world.note(f"the database is recovered without {node}: {why}")
-        found = galera.recover(world.site, accept_missing=tuple(accepted), report=world.say)
-        detail = f"{found.size} members at {found.uuid}:{found.position}, from {found.chosen}: {found.reason}"
+        try:
+            found = galera.recover(world.site, accept_missing=tuple(accepted), report=world.say)
+            detail = (
+                f"{found.size} members at {found.uuid}:{found.position}, from {found.chosen}: {found.reason}"
+            )
+        except CloudctlError as error:
+            # The members found each other meanwhile.
+            if error.ref != "galera-healthy":
+                raise
+            detail = "healthy"
     containers.start(world.site, others, report=world.say)
     return detail
 
