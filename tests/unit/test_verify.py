@@ -24,6 +24,7 @@ from cloudctl.verify.tenant import (
     ALL_STEPS,
     PREFIX,
     STEPS,
+    Volume,
     World,
     build_errors,
     leftover_names,
@@ -361,3 +362,59 @@ def test_console_that_is_down() -> None:
         port = listener.getsockname()[1]
     with pytest.raises(StepFailed, match="no connection to the console"):
         try_console(f"http://127.0.0.1:{port}/?token=a", None, timeout=2)
+
+
+class FakeStorage:
+    """Block storage whose volumes end as told, one after the other: (status, host)."""
+
+    def __init__(self, ends: list[tuple[str, str | None]]) -> None:
+        self.ends = ends
+        self.made = 0
+        self.there: list[SimpleNamespace] = []
+
+    def backend_pools(self) -> list[str]:
+        return ["ceph@rbd#rbd"]
+
+    def create_volume(self, name: str, size: int) -> SimpleNamespace:
+        status, host = self.ends[self.made]
+        self.made += 1
+        self.there = [SimpleNamespace(id=f"v{self.made}", name=name, status=status, host=host, size=size)]
+        return self.there[0]
+
+    def get_volume(self, number: str) -> SimpleNamespace:
+        return next(volume for volume in self.there if volume.id == number)
+
+    def volumes(self, **_query: Any) -> list[SimpleNamespace]:
+        return list(self.there)
+
+    def delete_volume(self, _volume: Any, **_options: Any) -> None:
+        self.there = []
+
+
+def volume_world(ends: list[tuple[str, str | None]]) -> tuple[Any, FakeStorage]:
+    storage = FakeStorage(ends)
+    api = SimpleNamespace(block_storage=storage)
+    return SimpleNamespace(tenant=api, admin=api, name="cloudctl-verify-x", volume=None), storage
+
+
+def test_a_volume_that_no_scheduler_could_place_yet_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloudctl.verify.tenant.PLACEMENT_PAUSE", 0)
+    world, storage = volume_world([("error", None), ("error", None), ("available", "ceph@rbd#rbd")])
+    assert Volume().run(world) == "1 GiB on ceph@rbd#rbd"
+    assert storage.made == 3
+    assert [volume.id for volume in storage.there] == ["v3"]
+
+
+def test_a_volume_that_failed_where_it_was_placed_is_not_made_again() -> None:
+    world, storage = volume_world([("error", "ceph@rbd#rbd"), ("available", "ceph@rbd#rbd")])
+    with pytest.raises(StepFailed, match=r"state 'error'$"):
+        Volume().run(world)
+    assert storage.made == 1
+
+
+def test_a_volume_that_is_never_placed_fails_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloudctl.verify.tenant.PLACEMENT_TIMEOUT", -1)
+    world, storage = volume_world([("error", None), ("available", "ceph@rbd#rbd")])
+    with pytest.raises(StepFailed, match="no volume service was found"):
+        Volume().run(world)
+    assert storage.made == 1

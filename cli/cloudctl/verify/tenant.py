@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 import secrets
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,9 @@ COMPUTE_VERSION = "2.90"  # the first that lets the administrator see a server's
 # Seconds; several times what a loaded lab needs, so that only a hang runs into them.
 BUILD_TIMEOUT = 300
 CHANGE_TIMEOUT = 120
+# Seconds for which a volume that no volume service was found for is made again, and between two such tries.
+PLACEMENT_TIMEOUT = 90
+PLACEMENT_PAUSE = 5
 GUEST_TIMEOUT = 180
 FIREWALL_TIMEOUT = 60
 
@@ -366,29 +370,48 @@ class Volume(Step[World]):
     look = "the volume service's logs and the pool 'volumes' in Ceph; 'cloudctl status'"
 
     def run(self, world: World) -> str:
-        storage = world.tenant.block_storage
-        # A volume service reports its space once a minute: just after a deploy the scheduler knows none yet.
+        # A volume service reports its space now and then: just after a deploy the scheduler knows none yet.
         wait_until(
             lambda: bool(list(world.admin.block_storage.backend_pools())),
             CHANGE_TIMEOUT,
             "report of a volume service",
             why=lambda: "the scheduler knows no space",
         )
+        # The question above is answered by one of the schedulers; the volume may be placed by another one that
+        # heard of no space yet: such a volume fails at once, and has no host.
+        last_try = time.monotonic() + PLACEMENT_TIMEOUT
+        while not self._made(world):
+            if time.monotonic() > last_try:
+                raise StepFailed("the volume is in state 'error': no volume service was found for it")
+            self.undo(world)
+            time.sleep(PLACEMENT_PAUSE)
+        host = world.admin.block_storage.get_volume(world.volume.id).host or "?"
+        return f"1 GiB on {host}"
+
+    @staticmethod
+    def _made(world: World) -> bool:
+        """Make the volume; return whether it was placed.
+
+        Raises:
+            StepFailed: it was placed, but not made.
+        """
+        storage = world.tenant.block_storage
         world.volume = storage.create_volume(name=world.name, size=1)
         seen = ""
 
-        def ready() -> bool:
+        def decided() -> bool:
             nonlocal seen
             seen = storage.get_volume(world.volume.id).status
-            if seen == "error":
-                raise StepFailed("the volume is in state 'error'")
-            return bool(seen == "available")
+            return seen in ("available", "error")
 
         wait_until(
-            ready, CHANGE_TIMEOUT, "creation of the volume", interval=0.5, why=lambda: f"it is '{seen}'"
+            decided, CHANGE_TIMEOUT, "creation of the volume", interval=0.5, why=lambda: f"it is '{seen}'"
         )
-        host = world.admin.block_storage.get_volume(world.volume.id).host or "?"
-        return f"1 GiB on {host}"
+        if seen == "available":
+            return True
+        if world.admin.block_storage.get_volume(world.volume.id).host:
+            raise StepFailed("the volume is in state 'error'")
+        return False
 
     def undo(self, world: World) -> None:
         storage = world.admin.block_storage
