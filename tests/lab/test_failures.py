@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from clients import ApiClient
 from conftest import start_cloudctl
 
@@ -32,10 +33,20 @@ def vip_holder(nodes: list[str], lab_exec: Callable[..., Any]) -> str:
     return holders[0]
 
 
+def role_holder(role: str, cloudctl: Cloudctl, nodes: list[str], lab_exec: Callable[..., Any]) -> str:
+    """Tell which controller has a role now: the virtual address (vip), or the lead of a database of OVN's."""
+    if role == "vip":
+        return vip_holder(nodes, lab_exec)
+    status = json.loads(cloudctl("status", "--output", "json").out)
+    return str(status["ovn"][role]["leader"])
+
+
+# One after the other on the same lab: where a role goes is not chosen, so each loss asks anew who has it.
+@pytest.mark.parametrize("role", ["vip", "ovn_northbound", "ovn_southbound"])
 def test_the_api_survives_the_loss_of_the_controller_in_charge(
-    cloudctl: Cloudctl, lab_exec: Callable[..., Any], nodes: Callable[[str], list[str]]
+    role: str, cloudctl: Cloudctl, lab_exec: Callable[..., Any], nodes: Callable[[str], list[str]]
 ) -> None:
-    victim = vip_holder(nodes("control"), lab_exec)
+    victim = role_holder(role, cloudctl, nodes("control"), lab_exec)
     with ApiClient("compute", "/servers", timeout=5) as client:
         assert cloudctl("lab", "power", "kill", victim).rc == 0
         killed = time.time()
@@ -44,12 +55,8 @@ def test_the_api_survives_the_loss_of_the_controller_in_charge(
         late = [when - killed for when, _ in client.failures if when - killed > 30]
         assert not late, client.failures
         assert client.requests > 10
-        # A change of the virtual network may wait for the lost controller longer than a client does (it led
-        # OVN's database, or had the process that reports ports): such a one is tried again.
-        attempts = []
-        while not attempts or (attempts[-1].rc != 0 and time.time() - killed < 240):
-            attempts.append(cloudctl("verify", "--output", "json", timeout=900))
-        assert attempts[-1].rc == 0, attempts[-1].out + attempts[-1].err
+        verified = cloudctl("verify", "--output", "json", timeout=900)
+        assert verified.rc == 0, verified.out + verified.err
     finally:
         assert cloudctl("lab", "power", "on", victim).rc == 0
 
