@@ -377,7 +377,7 @@ class Volume(Step[World]):
             "report of a volume service",
             why=lambda: "the scheduler knows no space",
         )
-        # The question above is answered by one of the schedulers; the volume may be placed by another one that
+        # The question above is answered by one of the schedulers; the volume may be placed by another that
         # heard of no space yet: such a volume fails at once, and has no host.
         last_try = time.monotonic() + PLACEMENT_TIMEOUT
         while not self._made(world):
