@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Work on a node for backups of the database: read the server's state, try a backup, put a data directory in place.
+"""Work on a node for backups of the database: read the server's state, try a backup, exchange its data.
 
 Runs on the node with the standard library alone. Data itself never passes through here: it is streamed.
 """
@@ -26,8 +26,8 @@ description:
   - C(rotate) begins a new binary log on this server only, and reports like C(read).
   - C(count) counts the rows of every table of the running server.
   - C(open) makes a throw-away container without network; C(close) removes it with all its data.
-  - C(prove) prepares what was unpacked in the throw-away container, starts a server on it, replays binary logs
-    if some are given, counts the rows of every table, and stops the server.
+  - C(prove) prepares what was unpacked in the throw-away container, starts a server on it, replays binary
+    logs if some are given, counts the rows of every table, and stops the server.
   - C(swap) puts a prepared (or an empty) data directory in the place of the present one, which is kept under
     another name. It can be repeated.
   - C(forget) removes data directories that were replaced.
@@ -67,7 +67,7 @@ options:
     type: str
     default: ""
   source:
-    description: Volume that holds the prepared directory C(base), for C(swap); empty makes an empty directory.
+    description: Volume that holds the prepared directory C(base), for C(swap); empty makes an empty one.
     type: str
     default: ""
   memory:
@@ -113,7 +113,7 @@ class Failed(Exception):
     """Something did not work; the message is for the operator."""
 
 
-def run(argv, timeout=120, check=True):
+def run(argv, timeout=600, check=True):
     """Return a command's output.
 
     Raises:
@@ -330,15 +330,15 @@ def rotate(params):
 
 
 def open_container(params):
-    """Make the throw-away container; one of the same name that an interrupted run left is removed first."""
-    close_container(params)
+    """Make the throw-away container; those that interrupted runs left are removed first (one works at a time)."""
+    close_container({"name": "", "keep_volume": ""})
     if params["keep_volume"]:
         run(["docker", "volume", "rm", "--force", params["keep_volume"]])
     volume = f"{params['keep_volume']}:{WORK}" if params["keep_volume"] else WORK
     run(
-        ["docker", "run", "--detach", "--rm", "--name", params["name"], "--label", f"{LABEL}=1", "--network", "none",
-         "--memory", f"{params['memory'] + 768}m", "--user", "root", "--workdir", "/", "--volume", volume,
-         "--entrypoint", "sleep", params["image"], str(LIFETIME)]
+        ["docker", "run", "--detach", "--rm", "--name", params["name"], "--label", f"{LABEL}=1",
+         "--network", "none", "--memory", f"{params['memory'] + 768}m", "--user", "root",
+         "--workdir", "/", "--volume", volume, "--entrypoint", "sleep", params["image"], str(LIFETIME)]
     )  # fmt: skip
     run(["docker", "exec", "-u", "root", params["name"], "install", "-d", "-o", "mysql", "-g", "mysql", WORK])
 
@@ -369,18 +369,19 @@ def prove(params):
         increment = f" --incremental-dir={WORK}/{part}" if number else ""
         inside(
             name,
-            f"nice -n 10 mariadb-backup --prepare --target-dir={base}{increment} --use-memory={params['memory']}M "
-            f">{WORK}/prepare.log 2>&1 || {{ tail -n 5 {WORK}/prepare.log >&2; exit 1; }}\n"
+            f"nice -n 10 mariadb-backup --prepare --target-dir={base}{increment} "
+            f"--use-memory={params['memory']}M >{WORK}/prepare.log 2>&1 "
+            f"|| {{ tail -n 5 {WORK}/prepare.log >&2; exit 1; }}\n"
             f"grep -q 'completed OK!' {WORK}/prepare.log",
             4 * hours,
         )
     galera, binlog = read_positions(name, f"{WORK}/{parts[-1]}")
     server = (
         f"nice -n 10 mariadbd --defaults-file={base}/backup-my.cnf --datadir={base} --socket={WORK}/socket "
-        f"--pid-file={WORK}/pid --log-error={WORK}/error.log --skip-networking --skip-grant-tables --wsrep-on=OFF "
-        f"--skip-log-bin --innodb-buffer-pool-size={params['memory']}M --event-scheduler=OFF --max-allowed-packet=1G "
-        "--character-set-server=utf8mb3 --collation-server=utf8mb3_general_ci --aria-pagecache-buffer-size=16M "
-        "--performance-schema=OFF --skip-name-resolve"
+        f"--pid-file={WORK}/pid --log-error={WORK}/error.log --skip-networking --skip-grant-tables "
+        f"--wsrep-on=OFF --skip-log-bin --innodb-buffer-pool-size={params['memory']}M --event-scheduler=OFF "
+        "--max-allowed-packet=1G --character-set-server=utf8mb3 --collation-server=utf8mb3_general_ci "
+        "--aria-pagecache-buffer-size=16M --performance-schema=OFF --skip-name-resolve"
     )
     inside(name, f"rm -f {WORK}/error.log; ({server} </dev/null >/dev/null 2>&1 &)", 60)
     try:
@@ -415,11 +416,8 @@ def prove(params):
 
 def read_positions(name, directory):
     """Return the cluster's and the binary log's position that the last part carries."""
-    text = run(
-        ["docker", "exec", name, "bash", "-c",
-         f"cat {directory}/*_galera_info; echo; echo ==; cat {directory}/*_binlog_info"],
-        check=False,
-    ) or run(["docker", "exec", name, "bash", "-c", f"cat {directory}/*_galera_info; echo; echo =="], check=False)  # fmt: skip
+    script = f"cat {directory}/*_galera_info; echo; echo ==; cat {directory}/*_binlog_info; true"
+    text = run(["docker", "exec", name, "bash", "-c", script], check=False)
     first, _mark, second = text.partition("==")
     match = re.search(r"([0-9a-f-]{36}):(-?\d+)", first)
     galera = {"uuid": match.group(1), "seqno": int(match.group(2))} if match else None

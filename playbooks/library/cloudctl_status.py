@@ -54,7 +54,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 ansible_facts:
-  description: C(cloudctl_status) with C(containers), C(probes), C(addresses), C(node) and C(engine).
+  description: C(cloudctl_status) with C(containers), C(probes), C(addresses), C(node), C(engine) and
+    C(schedules).
   returned: always
   type: dict
 """
@@ -181,6 +182,17 @@ def read_node():
     return facts
 
 
+def read_schedules():
+    """Return by unit how the last run of each schedule ended, as its service wrote it down."""
+    found = {}
+    for path in sorted(Path("/var/lib/cloudctl-schedule").glob("*.json")):
+        try:
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
 def read_all(probes, timeout):
     """Return everything that is known of this node."""
     facts = {"node": read_node(), "addresses": read_addresses(), "containers": [], "probes": {}, "engine": {}}
@@ -190,6 +202,7 @@ def read_all(probes, timeout):
         facts["containers"] = read_containers()
     except (OSError, ValueError, http.client.HTTPException) as error:
         facts["engine"] = {"version": "", "error": str(error) or type(error).__name__}
+    facts["schedules"] = read_schedules()
     facts["probes"] = read_probes(probes, facts["containers"], timeout)
     return facts
 

@@ -99,7 +99,7 @@ def chain_of(manifests: Mapping[str, Manifest], wanted: str) -> list[Manifest]:
 def _broken(wanted: str, why: str) -> CheckFailed:
     return CheckFailed(
         "backup-chain-broken", f"the backup {wanted} cannot be used: {why}", where=wanted,
-        hint="put the missing backup back (backup.copy_to has a copy), or choose an earlier one: cloudctl db list",
+        hint="put the missing backup back (backup.copy_to has a copy), or choose an earlier one",
     )  # fmt: skip
 
 
@@ -198,7 +198,8 @@ def logs_for(manifest: Manifest, archive: LogArchive | None, at: float) -> list[
 
 def _no_logs(manifest: Manifest, why: str) -> CheckFailed:
     return CheckFailed(
-        "point-in-time-unreachable", f"the time cannot be reached from {manifest.id}: {why}", where=manifest.id,
+        "point-in-time-unreachable", f"the time cannot be reached from {manifest.id}: {why}",
+        where=manifest.id,
         hint="choose a time within what cloudctl db list shows, or another backup with --to",
     )  # fmt: skip
 
@@ -291,7 +292,8 @@ def usable_chain(manifests: Mapping[str, Manifest], wanted: str, *, unverified: 
     for part in chain:
         if part.failure:
             raise CheckFailed(
-                "backup-failed-verification", f"{part.id} failed its verification: {part.failure}", where=part.id,
+                "backup-failed-verification", f"{part.id} failed its verification: {part.failure}",
+                where=part.id,
                 hint="choose another one: cloudctl db list",
             )  # fmt: skip
         if part.verified is None and not unverified:

@@ -1,9 +1,9 @@
-"""Files sealed with the site's key: encrypted and authenticated piece by piece, so that streams of any size fit.
+"""Files sealed with the site's key: encrypted and authenticated piece by piece, for streams of any size.
 
-A sealed file is a line that names the format, a salt, a nonce's beginning and pieces of at most 1 MiB. Each piece is
-AES-256-GCM under a nonce that counts the pieces and marks the last one: a changed byte, a piece that is missing or
-moved, and an end that is cut off are all noticed while reading. The file's name is authenticated too, so that one
-file cannot stand in for another.
+A sealed file is a line that names the format, a salt, a nonce's beginning and pieces of at most 1 MiB. Each
+piece is AES-256-GCM under a nonce that counts the pieces and marks the last one: a changed byte, a piece that
+is missing or moved, and an end that is cut off are all noticed while reading. The file's name is
+authenticated too, so that one file cannot stand in for another.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def parse(text: str, secret: str | None, *, cloud: Mapping[str, str] | None, whe
         if cloud is not None and data["cloud"]["id"] != cloud["id"]:
             raise CheckFailed(
                 "backup-of-another-cluster",
-                f"the backup was taken from another cluster: {data['cloud']['name']} ({data['cloud']['id']}), "
+                f"it was taken from another cluster: {data['cloud']['name']} ({data['cloud']['id']}), "
                 f"not {cloud['name']} ({cloud['id']})",
                 where=where,
                 hint="it is never restored here: its accounts and services are not this cloud's",

@@ -47,7 +47,8 @@ class Place:
         Raises:
             ApplyFailed: it failed.
         """
-        text = f"set -e; umask 077; mkdir -p {shlex.quote(self.directory)}; cd {shlex.quote(self.directory)}; {script}"
+        place = shlex.quote(self.directory)
+        text = f"set -e; umask 077; mkdir -p {place}; cd {place}; {script}"
         command = (
             ["bash", "-c", text] if self._prefix is None else [*self._prefix, f"bash -c {shlex.quote(text)}"]
         )
@@ -65,7 +66,7 @@ class Place:
                 "backup-copy-failed",
                 f"the second place did not take the copy: {lines[-1] if lines else done.returncode}",
                 where=self.target,
-                hint="the backup itself is complete; mend the second place, the next backup copies what is missing",
+                hint="the backup itself is complete; mend the second place: the next backup copies it",
             )
         return done.stdout
 

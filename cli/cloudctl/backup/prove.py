@@ -46,7 +46,7 @@ def choose_node(servers: Servers, needed: int, prefer: str = "") -> str:
         most = max(servers.found[node]["free"] for node in usable)
         raise CheckFailed(
             "no-room-for-verification",
-            f"no node has room to try the backup: {mebibytes(needed)} are needed, at most {mebibytes(most)} are free",
+            f"no node has room to try it: {mebibytes(needed)} are needed, at most {mebibytes(most)} are free",
             where=", ".join(usable), hint="make room there, then cloudctl db verify",
         )  # fmt: skip
     quiet = [node for node in room if writer is None or node != writer.node] or room
@@ -140,7 +140,8 @@ def verify(
         except CloudctlError as error:
             if any(text in error.message for text in _NO_SPACE):
                 raise CheckFailed(
-                    "no-room-for-verification", "the node's disk became full while the backup was tried", where=node,
+                    "no-room-for-verification", "the node's disk became full while the backup was tried",
+                    where=node,
                     hint="make room there, then cloudctl db verify",
                 ) from None  # fmt: skip
             raise _unusable(store, wanted, error) from None
@@ -181,6 +182,7 @@ def _unusable(store: Store, wanted: Manifest, error: CloudctlError) -> VerifyFai
     with contextlib.suppress(OSError):
         store.save(wanted)
     return VerifyFailed(
-        "backup-verification-failed", f"{wanted.id} cannot be used: {error.message}", where=error.where or wanted.id,
+        "backup-verification-failed", f"{wanted.id} cannot be used: {error.message}",
+        where=error.where or wanted.id,
         hint="take another one: cloudctl db backup; earlier ones are as they were (cloudctl db list)",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Streams between the deploy node and a node: one SSH connection each, with the site's key and pinned host keys."""
+"""Streams between the deploy node and a node: SSH with the site's key and pinned host keys."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ class Remote:
                 if not waiting.select(IDLE):
                     self._process.kill()
                     raise ApplyFailed(
-                        "stream-stalled", f"{self.what}: nothing came for {IDLE / 60:.0f} minutes", where=self.node,
+                        "stream-stalled", f"{self.what}: nothing came for {IDLE / 60:.0f} minutes",
+                        where=self.node,
                         hint="look at the node's load and at the log of its database, then run it again",
                     )  # fmt: skip
                 data = os.read(self._process.stdout.fileno(), 1 << 18)

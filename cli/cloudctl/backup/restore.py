@@ -1,7 +1,8 @@
 """The databases are put back: prepared beside the running cloud, then exchanged by renaming, step by step.
 
-All that can fail for a reason in the backup happens before anything is stopped. The exchange itself is a rename on
-each node, so that a restore that ends half-way is found in one of few known states, and goes on from there.
+All that can fail for a reason in the backup happens before anything is stopped. The exchange itself is a
+rename on each node, so that a restore that ends half-way is found in one of few known states, and goes on
+from there.
 """
 
 from __future__ import annotations
@@ -154,9 +155,9 @@ def _target(servers: Servers, choice: Choice) -> str:
         if node != target and found["free"] < copy:
             raise CheckFailed(
                 "disk-full",
-                f"{mebibytes(copy)} are needed beside the present data and {mebibytes(found['free'])} are free",
+                f"{mebibytes(copy)} are needed beside the present data, {mebibytes(found['free'])} are free",
                 where=node,
-                hint="make room there; data that an earlier restore replaced goes with cloudctl db forget-replaced",
+                hint="make room there; cloudctl db forget-replaced removes what earlier restores replaced",
             )
     return target
 
@@ -302,16 +303,17 @@ def make_steps(site: Site, store: Store, facts: Mapping[str, Any], report: Repor
     return [
         Step("check", "Compare the backup's files with their checksums", check, commands=["sha256sum"]),
         Step("prepare", f"Prepare {facts['backup']} in a throw-away container{upto}", prepare, [target],
-             ["mbstream -x", "mariadb-backup --prepare", "mariadb-binlog | mariadb" if at is not None else "count rows"]),
+             ["mbstream -x", "mariadb-backup --prepare", "mariadb-binlog | mariadb" if at else "count rows"]),
         Step("stop-writers", "Stop what writes to the databases", stop_writers, list(writers),
              [f"{node}: docker stop {' '.join(names)}" for node, names in writers.items()]),
-        Step("stop-servers", "Stop the database servers, the restored one last", stop_servers, [*joiners, target],
-             [f"docker stop {' '.join(_SERVERS)}"]),
+        Step("stop-servers", "Stop the database servers, the restored one last", stop_servers,
+             [*joiners, target], [f"docker stop {' '.join(_SERVERS)}"]),
         Step("swap", "Put the restored data in place; keep what was there", swap, nodes,
              [f"mv _data replaced-{facts['id']}"]),
         Step("bootstrap", "Start the cluster anew from the restored data", bootstrap, [target],
              [f"docker start {server.CONTAINER}"]),
-        Step("join", "Let the others copy from it, one at a time", join, joiners, [f"docker start {server.CONTAINER}"]),
+        Step("join", "Let the others copy from it, one at a time", join, joiners,
+             [f"docker start {server.CONTAINER}"]),
         Step("compare", "Compare members and rows with what was prepared", compare, nodes),
         Step("start-checks", "Let the load balancer see the servers", start_checks, nodes,
              [f"docker start {server.CHECK_CONTAINER}"]),
@@ -447,7 +449,7 @@ def _check_services(site: Site) -> str:
                     "services-not-back",
                     f"signing in does not work: {' '.join(str(error).split())[:300]}",
                     where="identity",
-                    hint="passwords that were changed after the backup are set again by cloudctl deploy; then run "
+                    hint="cloudctl deploy sets passwords again that were changed after the backup; then run "
                     "the same command again",
                 ) from None
             time.sleep(3)

@@ -48,7 +48,8 @@ def backup_command(name: str, *, since: int | None = None) -> str:
     increment = f" --incremental-lsn={since}" if since is not None else ""
     work = (
         f"{{ nice -n 10 mariadb-backup --backup --stream=mbstream --galera-info --target-dir={notes}/work "
-        f"--extra-lsndir={notes} --user={USER} --socket={SOCKET}{increment} 2>{notes}/log | nice -n 10 gzip -1; }}"
+        f"--extra-lsndir={notes} --user={USER} --socket={SOCKET}{increment} 2>{notes}/log "
+        "| nice -n 10 gzip -1; }"
     )
     script = (
         f"rm -rf /tmp/cloudctl-backup-*; mkdir -m 700 {notes} {notes}/work || exit 1"
@@ -64,9 +65,9 @@ def backup_command(name: str, *, since: int | None = None) -> str:
 def dump_command() -> str:
     """Return the shell command that writes a compressed logical dump of everything to its output."""
     work = (
-        f"{{ nice -n 10 mariadb-dump --user={USER} --socket={SOCKET} --all-databases --single-transaction --quick "
-        "--skip-lock-tables --routines --events --triggers --hex-blob --default-character-set=utf8mb4 "
-        "| nice -n 10 gzip -1; }"
+        f"{{ nice -n 10 mariadb-dump --user={USER} --socket={SOCKET} --all-databases --single-transaction "
+        "--quick --skip-lock-tables --routines --events --triggers --hex-blob "
+        "--default-character-set=utf8mb4 | nice -n 10 gzip -1; }"
     )
     return _in_container(_LIFELINE.format(work=work) + "exit $code")
 

@@ -302,7 +302,8 @@ def check_room(directory: Path, needed: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise CheckFailed(
-            "disk-full", f"about {mebibytes(needed)} are needed and {mebibytes(free)} are free", where=str(directory),
+            "disk-full", f"about {mebibytes(needed)} are needed and {mebibytes(free)} are free",
+            where=str(directory),
             hint="make room (cloudctl db prune --keep N), or give backup.directory another disk",
         )  # fmt: skip
 

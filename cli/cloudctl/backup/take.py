@@ -157,7 +157,8 @@ def _stream(
             )  # fmt: skip
         if told["lineage"] != donor.lineage:
             raise ApplyFailed(
-                "data-directory-replaced", "the server's data was replaced while it was copied", where=donor.node,
+                "data-directory-replaced", "the server's data was replaced while it was copied",
+                where=donor.node,
                 hint="run it again",
             )  # fmt: skip
         found = servers.found[donor.node]
@@ -192,7 +193,7 @@ def _stream(
 
 
 def unchanged_schemas(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
-    """Return what a backup must contain: schemas that were there before and after it, with their number of tables.
+    """Return what a backup must contain: the schemas that were there before and after it.
 
     The number is -1 where it changed meanwhile. Pure.
     """
@@ -241,7 +242,7 @@ def read_order(site: Site) -> list[str]:
 def _fetch_logs(site: Site, store: Store, archive: LogArchive, found: Mapping[str, Any], first: int) -> int:
     known = {log.name: log for log in archive.logs}
     if any(log["name"] in known and known[log["name"]].begins != log["begins"] for log in found["logs"]):
-        # The server began to count anew: what is there belongs to an earlier count and is not mixed with this one.
+        # The server began to count anew: what is there belongs to an earlier count and is kept apart.
         index = store.log_directory(archive) / INDEX
         index.rename(index.with_name(f"earlier-{int(time.time())}-{INDEX}"))
         archive.logs.clear()

@@ -44,6 +44,7 @@ def command(site_path: Path, output: str) -> None:
 
 def expected(site: Site) -> Expected:
     """Return what the site wants, as far as the state is judged by it."""
+    from cloudctl.backup.schedule import prefix_of
     from cloudctl.engine.render import desired_containers
 
     storage = site.group("storage")
@@ -59,4 +60,5 @@ def expected(site: Site) -> Expected:
             if (address := site.get(f"vip.{name}", None))
         },
         release=str(site.get("release", "")),
+        schedules=prefix_of(site),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from cloudctl.errors import CloudctlError
@@ -40,6 +41,7 @@ class Expected:
         osds: how many OSDs.
         vips: virtual addresses.
         release: OpenStack release.
+        schedules: how the units of this cloud's schedules begin; empty: none is looked at.
     """
 
     containers: Mapping[str, Sequence[Mapping[str, str]]]
@@ -48,6 +50,7 @@ class Expected:
     osds: int = 0
     vips: Mapping[str, str] = field(default_factory=dict)
     release: str = ""
+    schedules: str = ""
 
     def nodes_of(self, container: str) -> list[str]:
         """Return the nodes on which a container should run."""
@@ -106,6 +109,7 @@ def summarise(
     _vips(status, facts, expected)
     _ceph(status, answers, expected)
     _api(status, api, expected)
+    _schedules(status, facts, expected)
     _versions(status, facts, answers, expected)
     return status
 
@@ -416,6 +420,26 @@ def _api(status: Status, api: Mapping[str, Any], expected: Expected) -> None:
             "see the containers above, and who holds the virtual address",
         )  # fmt: skip
     status.sections["api_errors"] = dict(api.get("errors") or {})
+
+
+def _schedules(status: Status, facts: Mapping[str, Mapping[str, Any]], expected: Expected) -> None:
+    section: dict[str, Any] = {}
+    for node, known in facts.items():
+        for unit, run in (known.get("schedules") or {}).items():
+            if not expected.schedules or not unit.startswith(expected.schedules):
+                continue
+            name = unit[len(expected.schedules) :]
+            section[name] = {"node": node, **run}
+            if run.get("result") not in ("", "success"):
+                ended = datetime.fromtimestamp(float(run.get("ended") or 0), UTC)
+                status.add(
+                    "scheduled-run-failed",
+                    f"the last scheduled {name} failed at {ended.isoformat(timespec='seconds')} "
+                    f"({run.get('result')}, exit code {run.get('status')})",
+                    node, f"cloudctl runs list, or journalctl -u {unit} on that node; it ends with a success",
+                    warning=True,
+                )  # fmt: skip
+    status.sections["schedules"] = section
 
 
 def _versions(
