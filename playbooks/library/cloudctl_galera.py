@@ -34,7 +34,7 @@ options:
       - V(read) reads. V(stop) stops the container; it then stays stopped when the node starts again. A server
         that is a synced part of its cluster is not stopped.
       - V(copy) copies the data directory of a stopped member. V(forget) removes copies.
-      - V(start) writes grastate.dat when O(grastate) is given, and starts the container.
+      - V(start) writes grastate.dat when O(grastate) is given, starts the container, and waits like V(wait).
       - V(wait) waits until the server is a synced part of its cluster, or has begun to fail.
     type: str
     choices: [read, stop, copy, forget, start, wait]
@@ -83,7 +83,7 @@ options:
     elements: str
     default: []
   timeout:
-    description: Seconds that V(wait) waits, and that V(stop) leaves to the server before it is killed.
+    description: Seconds that V(wait) and V(start) wait, and that V(stop) leaves to the server to end.
     type: int
     default: 60
 author: cloudctl
@@ -481,6 +481,11 @@ def act(params):
     if action == "wait":
         found = member.wait()
         return {"changed": False, "member": found, "tail": member.tail() if not found["status"] else ""}
+    if action == "start":
+        with node_lock():
+            started = member.start()
+        found = member.wait()
+        return {"changed": started, "member": found}
     with node_lock():
         if action == "stop":
             if member.serves():
@@ -492,7 +497,7 @@ def act(params):
         if action == "forget":
             done = forget(params["names"])
             return {"changed": bool(done), "removed": done}
-        return {"changed": member.start()}
+    raise MemberError(f"no action {action!r}")
 
 
 def main():

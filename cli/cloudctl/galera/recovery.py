@@ -305,8 +305,8 @@ def recover(
                 f"{decision.uuid}:{decision.seqno}; nothing was stopped",
             )
         if decision.kind == JOIN:
-            begun = _begin(journal, decision)
-            return _join(nodes, members, decision, begun, journal, report)
+            _begin(journal)
+            return _join(nodes, members, decision, journal, report)
         _require_own_image(site)
         found = _start_anew(nodes, members, decision, accept_missing, copy, journal, report)
         if found is not None:
@@ -366,13 +366,11 @@ def describe(decision: Decision) -> list[str]:
     return lines
 
 
-def _begin(journal: Journal, decision: Decision) -> dict[str, Any]:
-    """Open the journal, or go on with an open one; return what is known of the run."""
+def _begin(journal: Journal) -> None:
+    """Open the journal, or go on with an open one. What an earlier recovery gave up stays known."""
     renewed = journal.facts.get("renewed")
-    if not journal.begin():
-        # What an earlier recovery gave up stays known.
-        journal.keep(**({"renewed": renewed} if renewed else {}))
-    return journal.facts
+    if not journal.begin() and renewed:
+        journal.keep(renewed=renewed)
 
 
 def _start_anew(
@@ -389,20 +387,19 @@ def _start_anew(
     Returns:
         The cluster; None where a server turned out to serve: nothing safe was decided then.
     """
-    facts = _begin(journal, decision)
+    _begin(journal)
     running = [name for name, member in before.items() if member.container in ("running", "restarting")]
-    reachable = [name for name, member in before.items() if member.reachable]
+    answers, members = Answers(), dict(before)
     if running:
         report(f"stopping the members that run without a cluster: {', '.join(running)}")
-    # Those that seem to be stopped, too: the engine may be about to start them.
-    answers = nodes.call("stop", {name: {"timeout": STOP_TIMEOUT} for name in reachable})
-    stopped = [name for name in running if name in answers.ok and not answers.ok[name].get("serves")]
-    if any(answer.get("serves") for answer in answers.ok.values()):
-        # It would have served on with what the others have not; they join it.
-        return None
+        answers = nodes.call("stop", {name: {"timeout": STOP_TIMEOUT} for name in running})
+    stopped = [name for name, answer in answers.ok.items() if not answer.get("serves")]
     try:
         answers.all_or_raise()
-        members = _read(nodes)
+        if running:
+            # The data at rest decide, not what was known of servers that ran. One that serves meanwhile is
+            # never stopped; then the others join it.
+            members = _read(nodes)
         decision = decide(members, accept_missing=accept_missing, renewed=_renewed(journal), at_rest=True)
         if running:
             _show(members, decision, report)
@@ -417,7 +414,7 @@ def _start_anew(
         if stopped:
             report(f"starting again what was stopped: {', '.join(stopped)}")
             with contextlib.suppress(CloudctlError):
-                nodes.call("start", {name: {} for name in stopped}).all_or_raise()
+                nodes.call("start", {name: {"timeout": 0} for name in stopped}).all_or_raise()
         raise
     if made is None and not copy:
         report("no copy of the data is made")
@@ -427,7 +424,6 @@ def _start_anew(
     elif (old := _renewed(journal)) and old.node != decision.chosen and old.uuid != decision.uuid:
         journal.keep(renewed={"node": decision.chosen, "uuid": old.uuid})
     journal.keep(chosen=decision.chosen, reason=decision.reason, copy=made)
-    facts = journal.facts
     report(f"{decision.chosen}: starts the cluster")
     state = (
         {"uuid": NO_UUID, "seqno": -1, "safe": True}
@@ -435,8 +431,7 @@ def _start_anew(
         # -1: the server asks its own data when it starts
         else {"uuid": decision.uuid, "seqno": -1, "safe": True}
     )
-    nodes.one("start", decision.chosen, grastate=state)
-    first = _wait(nodes, decision.chosen, 1, report)
+    first = _start(nodes, decision.chosen, state, 1, report)
     report(f"{decision.chosen}: {first.state}, {first.uuid}:{first.seqno}")
     if not decision.new_identity and (first.uuid != decision.uuid or first.seqno < decision.seqno):
         raise VerifyFailed(
@@ -445,7 +440,7 @@ def _start_anew(
             where=decision.chosen,
             hint="nothing joined it; its data before this is in the copy",
         )
-    return _join(nodes, members, decision, facts, journal, report)
+    return _join(nodes, members, decision, journal, report)
 
 
 def _copy(nodes: Nodes, chosen: Member, decision: Decision, report: Report) -> str:
@@ -479,11 +474,11 @@ def _join(
     nodes: Nodes,
     members: Mapping[str, Member],
     decision: Decision,
-    facts: Mapping[str, Any],
     journal: Journal,
     report: Report,
 ) -> Recovery:
     """Let the missing members join, one at a time, and look at the whole at the end."""
+    facts = journal.facts
     serving = [name for name, member in members.items() if decision.kind == JOIN and member.synced]
     size = len(serving) if decision.kind == JOIN else 1
     for node in decision.joiners:
@@ -537,8 +532,7 @@ def _join_one(nodes: Nodes, member: Member, decision: Decision, size: int, repor
             report(f"{node}: synced")
             return
     report(f"{node}: joins")
-    nodes.one("start", node, grastate=_joiner_state(member))
-    _wait(nodes, node, size, report)
+    _start(nodes, node, _joiner_state(member), size, report)
     report(f"{node}: synced")
 
 
@@ -553,6 +547,13 @@ def _joiner_state(member: Member) -> dict[str, Any] | None:
     if member.transfer or not member.uuid:
         return {"uuid": NO_UUID, "seqno": -1, "safe": False}
     return {"uuid": member.uuid, "seqno": -1, "safe": False}
+
+
+def _start(nodes: Nodes, node: str, state: dict[str, Any] | None, size: int, report: Report) -> Member:
+    """Start a member with this grastate.dat (None: as it is) and wait until it is synced; see ``_wait``."""
+    answer = nodes.one("start", node, grastate=state, timeout=JOIN_SLICE)
+    member = member_of(node, answer["member"])
+    return member if member.synced and member.size >= size else _wait(nodes, node, size, report)
 
 
 def _wait(nodes: Nodes, node: str, size: int, report: Report, *, quiet: float | None = None) -> Member:
