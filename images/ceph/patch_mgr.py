@@ -14,7 +14,7 @@ SPEC = Path("/usr/lib/python3/dist-packages/ceph/deployment/service_spec.py")
 DISPATCH = """        return self._ceph_dispatch_remote(module_name, method_name,
                                           args, kwargs)
 """
-PICKLED_DISPATCH = '''        import pickle
+PICKLED_DISPATCH = """        import pickle
         try:
             request = pickle.dumps((method_name, args, kwargs))
         except Exception:
@@ -34,7 +34,7 @@ PICKLED_DISPATCH = '''        import pickle
             return 'pickle', pickle.dumps(reply)
         except Exception:
             return 'object', reply
-'''
+"""
 
 # A completion wakes the sender and only then takes the sender's thread state again. The thread of a command-line request may
 # be gone by then: one thread that lives as long as the module sends everything.

@@ -330,7 +330,7 @@ def rotate(params):
 
 
 def open_container(params):
-    """Make the throw-away container; those that interrupted runs left are removed first (one works at a time)."""
+    """Make the throw-away container; those left by interrupted runs go first (one works at a time)."""
     close_container({"name": "", "keep_volume": ""})
     if params["keep_volume"]:
         run(["docker", "volume", "rm", "--force", params["keep_volume"]])

@@ -1,10 +1,10 @@
 """A ledger outside of the database: every row whose commit was acknowledged, and whether it is still there.
 
-    with Ledger() as ledger:        # writes until the block ends, whatever happens to the servers
-        ledger.wait_for(200)
-        ...the outage, the recovery...
-    ledger.check()                  # every acknowledged row is on every server, and the servers are equal
-    ledger.drop()
+with Ledger() as ledger:        # writes until the block ends, whatever happens to the servers
+    ledger.wait_for(200)
+    ...the outage, the recovery...
+ledger.check()                  # every acknowledged row is on every server, and the servers are equal
+ledger.drop()
 """
 
 from __future__ import annotations

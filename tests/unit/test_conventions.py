@@ -31,7 +31,7 @@ VERBS = sorted(path.stem for path in (ROOT / "cli/cloudctl/commands").glob("[!_]
 SERVICES = sorted(service.name for service in load_services())
 
 NAMED_OUTSIDE = {
-    "cli/cloudctl/backup/server.py": ("mariadb", "the database server's programs, with which it is backed up"),
+    "cli/cloudctl/backup/server.py": ("mariadb", "the database server's programs, which back it up"),
     "cli/cloudctl/checks/wanted.py": (
         "haproxy mariadb memcached openvswitch ovn rabbitmq",
         "ports that are no frontend's, the kernel module of a datapath",
@@ -42,7 +42,10 @@ NAMED_OUTSIDE = {
         "speaks the identity API; accounts of the database server itself are left alone",
     ),
     "cli/cloudctl/engine/render.py": ("memcached", "`memcached_servers`, for all templates"),
-    "cli/cloudctl/galera/recovery.py": ("mariadb", "the container that is a member, and what asks its server"),
+    "cli/cloudctl/galera/recovery.py": (
+        "mariadb",
+        "the container that is a member, and what asks its server",
+    ),
     "cli/cloudctl/lab/sitedir.py": (" ".join(SERVICES), "the lab's site: settings that make services small"),
     "cli/cloudctl/power/names.py": (
         "mariadb neutron nova rabbitmq",

@@ -1,4 +1,4 @@
-"""Containers in the order of the definitions; services stopped, started, restarted; the module on the nodes."""
+"""Containers in the order of the definitions; services stopped, started, restarted; the node module."""
 
 from __future__ import annotations
 

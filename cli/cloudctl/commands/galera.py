@@ -137,7 +137,7 @@ def _text(console: Console, done: Any, seconds: float) -> None:
     older = [place for place in done.copies if place != done.copy]
     if older:
         total = sum(done.copies[place] for place in older) / 2**30
-        console.line(f"  and {len(older)} older copies ({total:.1f} GiB): cloudctl galera copies")
+        console.line(f"  earlier   copies: {len(older)} ({total:.1f} GiB); see cloudctl galera copies")
 
 
 @command.command()

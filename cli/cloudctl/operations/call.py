@@ -1,4 +1,4 @@
-"""One call to each of some nodes: a module of ``playbooks/library`` with arguments of its own for every node."""
+"""One call to each of some nodes: a module of ``playbooks/library`` with its own arguments for each."""
 
 from __future__ import annotations
 
