@@ -31,6 +31,7 @@ VERBS = sorted(path.stem for path in (ROOT / "cli/cloudctl/commands").glob("[!_]
 SERVICES = sorted(service.name for service in load_services())
 
 NAMED_OUTSIDE = {
+    "cli/cloudctl/backup/restore.py": ("mariadb", "a dry run's words: the program that applies binary logs"),
     "cli/cloudctl/backup/server.py": ("mariadb", "the database server's programs, which back it up"),
     "cli/cloudctl/checks/wanted.py": (
         "haproxy mariadb memcached openvswitch ovn rabbitmq",
@@ -47,6 +48,8 @@ NAMED_OUTSIDE = {
         "the container that is a member, and what asks its server",
     ),
     "cli/cloudctl/lab/sitedir.py": (" ".join(SERVICES), "the lab's site: settings that make services small"),
+    "cli/cloudctl/power/decide.py": ("placement", "Ceph's placement groups"),
+    "cli/cloudctl/power/down.py": ("placement", "Ceph's placement groups"),
     "cli/cloudctl/power/names.py": (
         "mariadb neutron nova rabbitmq",
         "what an ordered shutdown treats in its own way; the printed runbook's commands",
@@ -62,6 +65,7 @@ NAMED_OUTSIDE = {
     "cli/cloudctl/status/text.py": ("ovn rabbitmq", "how each kind of cluster is shown"),
     "cli/cloudctl/verify/tenant.py": ("nova placement", "words of the APIs: a service type, a log's name"),
     "playbooks/library/cloudctl_backup.py": ("mariadb", "programs inside the database's container"),
+    "playbooks/library/cloudctl_galera.py": ("mariadb", "a file of the server's data directory"),
     "playbooks/library/cloudctl_ceph.py": ("placement", "a word of cephadm's specifications"),
 }
 """Files that name services outside of their directories: which, and why. New ones need a good reason."""
