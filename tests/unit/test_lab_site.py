@@ -118,3 +118,27 @@ def test_storage_nodes_name_their_disks() -> None:
     assert storage["osd02"]["devices"] == ["/dev/loop211"]
     assert storage["osd02"]["journal_devices"] == ["/dev/loop212"]
     assert yaml.safe_load(yaml.safe_dump(inventory)) == inventory
+
+
+def test_the_site_knows_nothing_of_a_bare_server(site: Path) -> None:
+    write("small")
+    before = {name: (site / name).read_text() for name in ("inventory/hosts.yml", "known_hosts")}
+    record = sitedir.record()
+    nodes_of = {node.name: node.role for node in topology("small").values()} | {"compute03": "compute"}
+    bare = {"compute03": {"data_disks": 1, "mtu_limits": {"eth2": 1500}}}
+    sitedir.save_record(record | {"nodes": nodes_of, "bare": bare})
+    known = sitedir.recorded_nodes()
+    assert known["compute03"].bare
+    assert known["compute03"].mtu_limits == {"eth2": 1500}
+    assert not known["compute01"].bare
+    lines: list[str] = []
+    sitedir.write(known.values(), lines.append)
+    assert {name: (site / name).read_text() for name in before} == before
+
+
+def test_the_password_of_bare_servers_is_private_and_stays(site: Path) -> None:
+    first = sitedir.installer_password()
+    assert len(first) >= 12
+    assert sitedir.installer_password() == first
+    path = site / ".cloudctl" / sitedir.INSTALLER_PASSWORD
+    assert path.stat().st_mode & 0o777 == 0o600

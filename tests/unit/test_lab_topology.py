@@ -122,3 +122,25 @@ def test_labs_share_no_loop_device() -> None:
 def test_a_block_with_a_used_device_is_skipped() -> None:
     second = FIRST_MINOR + MINORS_PER_LAB
     assert free_block([], [0, second + MINORS_PER_LAB - 1]) == second + MINORS_PER_LAB
+
+
+def test_a_bare_server_has_its_disks_and_limits() -> None:
+    node = make_node("osd04", "storage", bare=True, data_disks=3, mtu_limits={"eth1": 1500})
+    assert [disk.name for disk in node.disks] == ["data1", "journal1", "data2", "data3"]
+    assert len({disk.minor for disk in node.disks}) == 4
+    assert node.bare
+    assert node.mtu_limits == {"eth1": 1500}
+    # The first two keep their minors: a lab that was made before has them.
+    assert node.disks[:2] == make_node("osd04", "storage").disks
+
+
+@pytest.mark.parametrize("wrong", [{"data_disks": 0}, {"data_disks": 9}, {"mtu_limits": {"eth7": 1500}}])
+def test_a_server_that_the_lab_has_no_room_for_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        make_node("osd04", "storage", bare=True, **wrong)  # type: ignore[arg-type]
+
+
+def test_disks_of_all_servers_have_minors_of_their_own() -> None:
+    nodes = [make_node(f"osd{n:02d}", "storage", data_disks=8) for n in range(1, 6)]
+    minors = [disk.minor for node in nodes for disk in node.disks]
+    assert len(set(minors)) == len(minors)

@@ -9,7 +9,7 @@ import time
 
 import click
 
-from cloudctl.errors import INTERRUPTED, Unreachable
+from cloudctl.errors import INTERRUPTED, Unreachable, UsageError
 
 
 def _report(line: str) -> None:
@@ -50,6 +50,53 @@ def destroy(cache: bool) -> None:
     from cloudctl.lab import manager
 
     manager.destroy(_report, cache=cache)
+
+
+@command.command("add-node")
+@click.argument("name")
+@click.option(
+    "--role",
+    type=click.Choice(["compute", "storage", "control"]),
+    help="Default: by the name (osd: storage).",
+)
+@click.option("--data-disks", type=int, default=1, show_default=True, help="Of a storage server, 8 GiB each.")
+@click.option(
+    "--mtu-limit",
+    "limits",
+    multiple=True,
+    metavar="NIC=BYTES",
+    help="What its switch port passes at most, for example eth1=1500 (repeatable).",
+)
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it answers.")
+def add_node(name: str, role: str | None, data_disks: int, limits: tuple[str, ...], wait: bool) -> None:
+    """Add a bare server: an operating system, and a user that logs in with a password.
+
+    NAME ends in a number, which gives its address (compute03: 10.10.10.23, osd04: 10.10.10.214). The site
+    knows nothing of it: cloudctl node enroll tells it.
+    """
+    from cloudctl.lab import manager
+    from cloudctl.lab.topology import STEM
+
+    if role is None:
+        role = next((key for key, stem in STEM.items() if name.startswith((stem, key))), None)
+    if role is None:
+        raise UsageError("lab-node-role", f"the name {name!r} does not tell its role", hint="--role compute")
+    wanted = {}
+    for limit in limits:
+        nic, _equals, size = limit.partition("=")
+        if not size.isdigit() or not 68 <= int(size) <= 9000:
+            raise UsageError("lab-mtu-limit", f"{limit!r} is not NIC=BYTES", hint="--mtu-limit eth1=1500")
+        wanted[nic] = int(size)
+    manager.add_node(name, role, _report, data_disks=data_disks, mtu_limits=wanted, wait=wait)
+
+
+@command.command("remove-node")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def remove_node(names: tuple[str, ...]) -> None:
+    """Remove servers that add-node made, with their disks. The site is left as it is."""
+    from cloudctl.lab import manager
+
+    manager.remove_nodes(names, _report)
 
 
 @command.command()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from cloudctl.errors import CheckFailed, CloudctlError, LockHeld, MultiError, UsageError
 from cloudctl.lab import images, network, nodes, powercontrol, sitedir
 from cloudctl.lab.host import CACHE, check_host
-from cloudctl.lab.topology import NAME, TOPOLOGIES, LabNode, topology
+from cloudctl.lab.topology import NAME, TOPOLOGIES, LabNode, make_node, topology
 from cloudctl.paths import data_root
 
 Report = Callable[[str], None]
@@ -123,7 +124,8 @@ def create(name: str, report: Report, *, wait: bool = True) -> list[str]:
                 is_deploy = node.role == "deploy"
                 mounts = [f"{source}:{target}:ro", f"{sitedir.SITE}:{sitedir.SITE}", f"{CACHE}:{CACHE}:ro"]
                 image = images.deploy_image() if is_deploy else images.node_image()
-                nodes.create(node, image, key, mounts if is_deploy else [])
+                password = sitedir.installer_password() if node.bare else ""
+                nodes.create(node, image, key, mounts if is_deploy else [], password=password)
             begun.append(node.name)
             nodes.start(node)
 
@@ -138,6 +140,100 @@ def create(name: str, report: Report, *, wait: bool = True) -> list[str]:
     sitedir.finish(report)
     powercontrol.ensure(NAME)
     return sorted(begun)
+
+
+def add_node(
+    name: str,
+    role: str,
+    report: Report,
+    *,
+    data_disks: int = 1,
+    mtu_limits: Mapping[str, int] | None = None,
+    wait: bool = True,
+) -> LabNode:
+    """Make a bare server beside the lab's nodes: an operating system, and a user with a password.
+
+    The site knows nothing of it. Only its management port has an address.
+
+    Args:
+        name: ends in a number that gives its address, as of the other nodes.
+        role: compute or storage (its NICs and disks); control is possible, too.
+        data_disks: of a storage server.
+        mtu_limits: NIC -> bytes that its switch port passes at most (a fault to try).
+        wait: until it answers.
+
+    Raises:
+        UsageError: there is no lab, the name is taken, or it has no number.
+    """
+    check_host()
+    with _locked():
+        known = sitedir.recorded_nodes()
+        if not known:
+            raise UsageError("lab-missing", "there is no lab to add a node to", hint="cloudctl lab create")
+        limits = dict(mtu_limits or {})
+        node = make_node(
+            name, role, sitedir.first_minor(), bare=True, data_disks=data_disks, mtu_limits=limits
+        )
+        for other in known.values():
+            if other.name == name or other.address == node.address:
+                raise UsageError(
+                    "lab-node-exists",
+                    f"the lab has {other.name} at {other.address} already",
+                    hint=f"cloudctl lab remove-node {other.name}, or another number",
+                )
+        record = sitedir.record()
+        options = {"data_disks": data_disks, "mtu_limits": limits}
+        sitedir.save_record(
+            record
+            | {
+                "nodes": record["nodes"] | {name: role},
+                "bare": record.get("bare", {}) | {name: options},
+            }
+        )
+        network.ensure()
+        try:
+            nodes.create(node, images.node_image(), "", [], password=sitedir.installer_password())
+        except BaseException:
+            _forget(node)
+            raise
+        nodes.start(node)
+        if wait:
+            nodes.wait(node)
+    password = sitedir.SITE / ".cloudctl" / sitedir.INSTALLER_PASSWORD
+    report(f"{name} answers at {node.address}; user {nodes.INSTALLER}, password in {password}")
+    return node
+
+
+def remove_nodes(names: Iterable[str], report: Report) -> None:
+    """Remove servers that ``add_node`` made, with their disks; the site is left as it is.
+
+    Raises:
+        UsageError: no such node, or one that belongs to the lab's topology.
+    """
+    check_host()
+    with _locked():
+        chosen = pick(names)
+        if fixed := [node.name for node in chosen if not node.bare]:
+            raise UsageError(
+                "lab-node-fixed",
+                f"{', '.join(fixed)} belongs to the lab's topology",
+                hint="cloudctl lab destroy removes the whole lab",
+            )
+        for node in chosen:
+            _forget(node)
+            report(f"removed {node.name}")
+
+
+def _forget(node: LabNode) -> None:
+    """Remove a bare server, whatever there is of it."""
+    network.unplug(node)
+    nodes.remove(node.name)
+    nodes.detach_disks(node.name)
+    shutil.rmtree(nodes.directory(node), ignore_errors=True)
+    record = sitedir.record()
+    for key in ("nodes", "bare"):
+        record.get(key, {}).pop(node.name, None)
+    sitedir.save_record(record)
 
 
 def _ensure_repository(report: Report) -> None:
@@ -169,8 +265,6 @@ def destroy(report: Report, *, cache: bool = False) -> None:
         nodes.remove_state()
         report(f"removed {len(present)} nodes, {len(devices)} disks, the switches and {nodes.STATE}")
         if cache:
-            import shutil
-
             images.remove()
             shutil.rmtree(CACHE, ignore_errors=True)
             report(f"removed the node images and {CACHE}")

@@ -57,7 +57,7 @@ def plug_in(node: LabNode, pid: int) -> None:
         if end in present:
             continue
         batch += [
-            f"link add {end} mtu {_LARGEST_MTU} type veth"
+            f"link add {end} mtu {node.mtu_limits.get(nic, _LARGEST_MTU)} type veth"
             f" peer name {nic} mtu 1500 address {node.mac(nic)} netns {pid}",
             f"link set {end} master {NETWORKS[network_name].bridge} up",
         ]

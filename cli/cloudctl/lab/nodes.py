@@ -19,6 +19,8 @@ STATE = Path(f"/var/lib/cloudctl-{NAME}")
 """Everything of the lab that is not in podman's storage."""
 
 LABEL = "cloudctl.lab"
+INSTALLER = "installer"
+"""User of a bare node."""
 BOOT_TIMEOUT = 60.0
 STOP_TIMEOUT = 90
 
@@ -57,11 +59,15 @@ def is_complete(node: LabNode) -> bool:
     return (directory(node) / "complete").exists()
 
 
-def create(node: LabNode, image: str, authorized_key: str, mounts: Sequence[str]) -> None:
+def create(
+    node: LabNode, image: str, authorized_key: str, mounts: Sequence[str], *, password: str = ""
+) -> None:
     """Make the node, switched off.
 
     Args:
+        authorized_key: of the operator; a bare node does not get it.
         mounts: podman volume arguments, for the deploy node.
+        password: of a bare node's user.
     """
     place = directory(node)
     docker, disks = place / "docker", place / "disks"
@@ -90,6 +96,8 @@ def create(node: LabNode, image: str, authorized_key: str, mounts: Sequence[str]
     root = Path(run([*podman(), "mount", node.container]).strip())
     try:
         _install(node, root, authorized_key)
+        if node.bare:
+            _add_installer(root, password)
     finally:
         run([*podman(), "umount", node.container], check=False)
     (place / "complete").touch()
@@ -108,7 +116,8 @@ def _install(node: LabNode, root: Path, authorized_key: str) -> None:
     private = directory(node) / "ssh_host_ed25519_key"
     write("etc/ssh/ssh_host_ed25519_key", private.read_text(), 0o600)
     write("etc/ssh/ssh_host_ed25519_key.pub", public + "\n")
-    write("root/.ssh/authorized_keys", authorized_key + "\n", 0o600)
+    if not node.bare:
+        write("root/.ssh/authorized_keys", authorized_key + "\n", 0o600)
     (root / "root/.ssh").chmod(0o700)
     write("etc/hostname", node.name + "\n")
     write("etc/hosts", f"127.0.0.1 localhost\n{node.address} {node.name}\n::1 localhost ip6-localhost\n")
@@ -122,6 +131,13 @@ def _install(node: LabNode, root: Path, authorized_key: str) -> None:
             f"etc/systemd/network/80-installer-{nic}.network",
             f"[Match]\nName={nic}\n\n[Network]\nAddress={address}\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n",
         )
+
+
+def _add_installer(root: Path, password: str) -> None:
+    """Make the user that an installer makes: it logs in with a password, and sudo asks for it."""
+    run(["chroot", root, "useradd", "--create-home", "--shell", "/bin/sh", "--groups", "sudo", INSTALLER])
+    # By standard input: arguments are everybody's to read.
+    run(["chroot", root, "chpasswd"], stdin=f"{INSTALLER}:{password}\n")
 
 
 def pid(node: LabNode) -> int:
@@ -197,8 +213,8 @@ def remove(name: str) -> None:
     run([*podman(), "rm", "-f", "-t", "0", "--ignore", PREFIX + name])
 
 
-def detach_disks() -> list[str]:
-    """Detach every loop device whose file belongs to the lab, and remove the device.
+def detach_disks(name: str = "*") -> list[str]:
+    """Detach every loop device whose file belongs to the lab (or to one node), and remove the device.
 
     Matched by device and inode: the path that the kernel reports is the node's, not the host's.
 
@@ -206,7 +222,7 @@ def detach_disks() -> list[str]:
         The devices.
     """
     ours = set()
-    for image in STATE.glob("nodes/*/disks/*.img"):
+    for image in STATE.glob(f"nodes/{name}/disks/*.img"):
         status = image.stat()
         ours.add((f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}", status.st_ino))
     output = run(["losetup", "--list", "--json", "--output", "NAME,BACK-INO,BACK-MAJ:MIN"])

@@ -37,6 +37,9 @@ SITE = lab_nodes.STATE / "site"
 REGISTRY = "10.10.10.2:5000"
 """Of the images, as nodes reach it: the deploy node."""
 
+INSTALLER_PASSWORD = "lab-password"
+"""File below the site's ``.cloudctl``: password of the user ``installer`` on bare servers."""
+
 SMALL: dict[str, dict[str, Any]] = {
     "cinder": {"api_workers": 1},
     "horizon": {"processes": 1},
@@ -81,7 +84,22 @@ def recorded_nodes() -> dict[str, LabNode]:
     """Return the lab's nodes, the deploy node first."""
     known = record()
     minor = int(known.get("first_minor", FIRST_MINOR))
-    return {name: make_node(name, role, minor) for name, role in known.get("nodes", {}).items()}
+    options = known.get("bare", {})
+    return {
+        name: make_node(name, role, minor, bare=name in options, **options.get(name, {}))
+        for name, role in known.get("nodes", {}).items()
+    }
+
+
+def installer_password() -> str:
+    """Return the password of the bare servers' user, made when it is first asked for."""
+    path = SITE / ".cloudctl" / INSTALLER_PASSWORD
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as handle:
+            handle.write(secrets.token_urlsafe(12) + "\n")
+    return path.read_text().strip()
 
 
 def first_minor() -> int:
@@ -174,7 +192,8 @@ def settings(storage_nodes: int) -> dict[str, Any]:
 
 def write(nodes: Iterable[LabNode], report: Callable[[str], None]) -> None:
     """Write the site's files: missing ones, and those that nobody changed since the lab wrote them."""
-    nodes = list(nodes)
+    # A bare server is nobody's yet: `node enroll` pins its key and names it in the inventory.
+    nodes = [node for node in nodes if not node.bare]
     SITE.mkdir(parents=True, exist_ok=True)
     public_key()
     written: dict[str, str] = dict(record().get("written", {}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 
@@ -132,12 +132,19 @@ class Disk:
 
 @dataclass(frozen=True)
 class LabNode:
-    """A server of the lab."""
+    """A server of the lab.
+
+    Attributes:
+        bare: made by ``lab add-node``: its operating system and a user with a password, unknown to the site.
+        mtu_limits: NIC -> bytes that its switch port passes at most, where that is less than the others do.
+    """
 
     name: str
     role: str
     host_number: int
     disks: tuple[Disk, ...] = field(default=())
+    bare: bool = False
+    mtu_limits: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def container(self) -> str:
@@ -167,11 +174,22 @@ class LabNode:
         return result
 
 
-def make_node(name: str, role: str, first_minor: int = FIRST_MINOR) -> LabNode:
+def make_node(
+    name: str,
+    role: str,
+    first_minor: int = FIRST_MINOR,
+    *,
+    bare: bool = False,
+    data_disks: int = 1,
+    mtu_limits: Mapping[str, int] | None = None,
+) -> LabNode:
     """Return the node with that name: the number at its end gives addresses and disks.
 
     Args:
         first_minor: of the lab's block of loop devices.
+        bare: see ``LabNode``.
+        data_disks: of a storage node, beside its journal disk; up to eight.
+        mtu_limits: see ``LabNode``.
 
     Raises:
         UsageError: the name has no number, or the lab has no room for it.
@@ -186,8 +204,15 @@ def make_node(name: str, role: str, first_minor: int = FIRST_MINOR) -> LabNode:
     disks: tuple[Disk, ...] = ()
     if role == "storage":
         minor = first_minor + index * MINORS_PER_NODE
-        disks = (Disk("data1", minor, DATA_SIZE), Disk("journal1", minor + 1, JOURNAL_SIZE))
-    return LabNode(name, role, FIRST_HOST_NUMBER[role] + index, disks)
+        if not 1 <= data_disks <= MINORS_PER_NODE - 2:
+            raise UsageError("lab-node-disks", f"{name} can have 1 to {MINORS_PER_NODE - 2} data disks")
+        more = (Disk(f"data{n}", minor + n, DATA_SIZE) for n in range(2, data_disks + 1))
+        disks = (Disk("data1", minor, DATA_SIZE), Disk("journal1", minor + 1, JOURNAL_SIZE), *more)
+    if unknown := sorted(set(mtu_limits or {}) - set(NICS[role])):
+        raise UsageError(
+            "lab-node-nic", f"{name} has no {', '.join(unknown)}", hint=f"its NICs: {', '.join(NICS[role])}"
+        )
+    return LabNode(name, role, FIRST_HOST_NUMBER[role] + index, disks, bare, dict(mtu_limits or {}))
 
 
 def topology(name: str, first_minor: int = FIRST_MINOR) -> dict[str, LabNode]:
