@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import time
@@ -21,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SITE, lab_nodes, read_containers, run_cloudctl, run_on, start_cloudctl
+from conftest import (
+    PREFIX,
+    SITE,
+    lab_nodes,
+    podman,
+    read_containers,
+    run_cloudctl,
+    run_on,
+    start_cloudctl,
+)
 from deploynode import OUTPUT, call
 from ledger import Ledger
 from objects import ObjectLedger
@@ -104,6 +112,18 @@ def run_with_kills(name: str, *args: str, at: Callable[[str], bool], timeout: fl
         time.sleep(0.4)  # into the step, not at its door
         kill(process)
         killed.append(victim)
+
+
+def kill_at(step: str) -> None:
+    """Begin a shutdown, and kill it in a step."""
+    process = start_cloudctl("cluster", "down", "--yes")
+    deadline = time.monotonic() + 600
+    while (
+        journal("down").get("steps", {}).get(step, {}).get("state") != "begun" or journal("down")["finished"]
+    ):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    kill(process)
 
 
 def check_runs(name: str, killed: list[str], every_time: str) -> None:
@@ -283,15 +303,7 @@ def test_down_and_up_with_kills_on_the_way(cloudctl: Cloudctl, tenant: dict[str,
 
 
 def test_a_shutdown_is_taken_back(cloudctl: Cloudctl, tenant: dict[str, Any]) -> None:
-    process = start_cloudctl("cluster", "down", "--yes")
-    deadline = time.monotonic() + 600
-    while (
-        journal("down").get("steps", {}).get("stop-api", {}).get("state") != "begun"
-        or journal("down")["finished"]
-    ):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.05)
-    kill(process)
+    kill_at("stop-api")
     result = cloudctl("cluster", "down", "--abort", "--yes", timeout=900)
     assert result.rc == 0, str(result)
     assert not flags() & SIX
@@ -343,7 +355,7 @@ def test_a_storage_node_that_does_not_come_back(cloudctl: Cloudctl, tenant: dict
     victim = nodes_of("storage")[-1]
     result = cloudctl("cluster", "down", "--power-off", "--yes", timeout=1500)
     assert result.rc == 0, str(result)
-    disks = broken(victim)
+    broken(victim)
     try:
         result = cloudctl("cluster", "up", "--wait", "25", timeout=900)
         assert result.rc == 4, str(result)
@@ -356,7 +368,7 @@ def test_a_storage_node_that_does_not_come_back(cloudctl: Cloudctl, tenant: dict
         assert result.rc == 0, str(result)
         assert not flags() & SIX
     finally:
-        mended(victim, disks)
+        mended(victim)
     wait_for_status(cloudctl)
     check_tenant(tenant)
 
@@ -366,31 +378,27 @@ def test_a_controller_that_does_not_come_back(cloudctl: Cloudctl, tenant: dict[s
     victim = nodes_of("control")[-1]
     result = cloudctl("cluster", "down", "--power-off", "--yes", timeout=1500)
     assert result.rc == 0, str(result)
-    disks = broken(victim)
+    broken(victim)
     try:
         result = cloudctl("cluster", "up", "--wait", "25", timeout=1500)
         assert result.rc == 0, str(result)
         assert f"without the controller {victim}" in result.out
         check_tenant(tenant)
     finally:
-        mended(victim, disks)
+        mended(victim)
     # What joins later: its containers were stopped in order, so they are started by the next run.
     result = cloudctl("cluster", "up", timeout=1500)
     assert result.rc == 0, str(result)
     wait_for_status(cloudctl)
 
 
-def broken(node: str) -> str:
+def broken(node: str) -> None:
     """Make a node one that can't be switched on: its container has another name meanwhile."""
-    from conftest import PREFIX, podman
-
     subprocess.run([*podman(), "rename", PREFIX + node, f"{PREFIX}{node}broken"], check=True)
-    return node
 
 
-def mended(node: str, _token: str) -> None:
-    from conftest import PREFIX, podman
-
+def mended(node: str) -> None:
+    """Take ``broken`` back, and switch the node on."""
     subprocess.run([*podman(), "rename", f"{PREFIX}{node}broken", PREFIX + node], check=True)
     assert run_cloudctl("lab", "power", "on", node).rc == 0
 
@@ -402,32 +410,82 @@ def wait_for_status(cloudctl: Cloudctl, seconds: float = 420) -> None:
         time.sleep(5)
 
 
-def runbook_commands() -> list[str]:
-    """Return every command of the printed runbook, in its order."""
-    page = (ROOT / "docs/how-to/power-inspection.md").read_text()
-    blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    return [
-        line.strip()
-        for block in blocks
-        for line in block.splitlines()
-        if line.strip() and line.strip()[0] != "#"
-    ]
+# -- the printed runbook --------------------------------------------------------------------------
+
+PAGE = ROOT / "docs/how-to/power-inspection.md"
+
+
+def runbook_commands(fence: str = "sh") -> list[str]:
+    """Return the commands of the printed runbook, in its order: of its course, or of its boxes (sh if-not)."""
+    blocks = re.findall(rf"^```{fence}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def type_on_deploy(command: str, timeout: float = 1500) -> tuple[int, str]:
+    """Type a command as the page says: on the deploy node, in the site's directory."""
+    run_cloudctl("cluster", "status")  # the lab's power control runs
+    done = subprocess.run(
+        [*podman(), "exec", "--workdir", str(SITE), PREFIX + "deploy", "sh", "-lc", command],
+        capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    return done.returncode, f"{command}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}"
 
 
 def test_the_printed_runbook_has_commands() -> None:
     assert any(command.startswith("cloudctl cluster down") for command in runbook_commands())
+    # Each box's command is tried in its own situation by one of these tests.
+    assert set(runbook_commands("sh if-not")) == {*LOOKS, FORCED, ABORT, WITHOUT}
+
+
+LOOKS = {
+    "cloudctl galera status": 0,
+    "cloudctl rabbitmq reset --dry-run": 4,  # it refuses a healthy one, as the page says
+    "cloudctl cluster status": 0,
+    "cloudctl status": 0,
+    "cloudctl network check": 0,
+    "cloudctl ceph flags show": 0,
+    "cloudctl runs list": 0,
+}
+"""What the boxes only look at, and how it ends on a healthy cloud."""
+ABORT = "cloudctl cluster down --abort --yes"
+FORCED = "cloudctl cluster down --power-off --yes --force 'the batteries run empty'"
+WITHOUT = "cloudctl cluster up --accept-missing osd03"
 
 
 @long
 def test_every_command_of_the_printed_runbook(cloudctl: Cloudctl, tenant: dict[str, Any]) -> None:
-    environment = {**os.environ, "CLOUDCTL_SITE": str(SITE)}
+    began = time.monotonic()
     for command in runbook_commands():
-        done = subprocess.run(
-            ["sh", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500,
-            stdin=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, (
-            f"{shlex.quote(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-        )
+        code, text = type_on_deploy(command)
+        assert code == 0, text
+    report("runbook", seconds=round(time.monotonic() - began), down=seconds_of("down"), up=seconds_of("up"))
+    check_tenant(tenant)
+    for command, wanted in LOOKS.items():
+        code, text = type_on_deploy(command)
+        assert code == wanted, text
+    deploy_changes_nothing()
+
+
+@long
+def test_the_boxes_of_the_printed_runbook(cloudctl: Cloudctl, tenant: dict[str, Any]) -> None:
+    """Called off in the middle; then down by force with an OSD off, and up without its node."""
+    kill_at("stop-api")
+    code, text = type_on_deploy(ABORT)
+    assert code == 0, text
+    check_tenant(tenant)
+    victim = "osd03"
+    run_on(victim, "systemctl stop 'ceph-*@osd.*'")
+    deadline = time.monotonic() + 90
+    while "degraded" not in ceph("pg stat") and time.monotonic() < deadline:
+        time.sleep(1)
+    code, text = type_on_deploy(FORCED)
+    assert code == 0 and "the batteries run empty" in text and "not clean" in text, text
+    broken(victim)
+    try:
+        code, text = type_on_deploy(WITHOUT + " --wait 25")
+        assert code == 0 and f"without the storage node {victim}" in text, text
+    finally:
+        mended(victim)
+    wait_for_status(cloudctl)
     check_tenant(tenant)
     deploy_changes_nothing()

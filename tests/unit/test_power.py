@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 
 from cloudctl.errors import ApplyFailed, CheckFailed
+from cloudctl.main import cli
 from cloudctl.operations.containers import Tier
 from cloudctl.operations.steps import BEGUN, DONE, Journal, execute, undo
-from cloudctl.power import cephwatch, down, guests, start, world
+from cloudctl.power import cephwatch, decide, down, guests, start, world
 from cloudctl.power.dashboard import login_form
 from cloudctl.power.decide import (
     Instance,
@@ -607,3 +611,39 @@ def test_a_sick_cloud_is_refused_and_a_reason_overrides(
     execute(down.build(make_world(), down.Options(force="fire"), journal), journal)
     assert journal.facts["force"] == "fire" and journal.facts["absent"] == ["c1"]
     assert not any("c1" in line for line in fakes)
+
+
+# -- the printed runbook -------------------------------------------------------------------------
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/power-inspection.md"
+
+
+def test_every_command_of_the_printed_page_is_one_that_is_known() -> None:
+    lines = [
+        line
+        for block in re.findall(r"^```sh.*?\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+        if line.startswith("cloudctl ")
+    ]
+    lines += re.findall(r"`(cloudctl [^`]*)`", PAGE.read_text())
+    assert len(lines) > 20
+    for line in lines:
+        parent = click.Context(cli)
+        command: click.Command = cli
+        words = shlex.split(line)[1:]
+        while isinstance(command, click.Group) and words:
+            found = command.get_command(parent, words[0])
+            assert found is not None, line
+            command = found
+            words = words[1:]
+        command.make_context(str(command.name), words, parent=parent)
+
+
+def test_every_error_on_the_printed_page_is_one_that_is_raised() -> None:
+    code = "\n".join(path.read_text() for path in Path(decide.__file__).parents[1].rglob("*.py"))
+    cells = re.findall(r"^\| (`[a-z`…, -]+`) \|", PAGE.read_text(), re.MULTILINE)
+    named = {name for cell in cells for name in re.findall(r"`([a-z-]+)…?`", cell)}
+    assert len(named) > 15
+    for name in named:
+        verb = re.fullmatch(r"ceph-not-(stopped|started)", name)
+        assert f'"{name}' in code or (verb and '"ceph-not-{verb}"' in code), name
