@@ -416,7 +416,7 @@ PAGE = ROOT / "docs/how-to/power-inspection.md"
 
 
 def runbook_commands(fence: str = "sh") -> list[str]:
-    """Return the commands of the printed runbook, in its order: of its course, or of its boxes (sh if-not)."""
+    """Return the commands of the printed runbook, in its order: of its course, or its boxes (sh if-not)."""
     blocks = re.findall(rf"^```{fence}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
