@@ -13,6 +13,7 @@ import pytest
 
 from cloudctl.ceph import flags
 from cloudctl.ceph.daemons import wrong
+from cloudctl.commands.service import nodes_of
 from cloudctl.engine.definitions import PHASES, load_services, order_services
 from cloudctl.errors import ApplyFailed, CheckFailed, Unreachable, UsageError
 from cloudctl.lab import nodes as lab_nodes
@@ -227,6 +228,19 @@ def test_a_name_is_a_service_or_a_container(order: list[Tier]) -> None:
     with pytest.raises(UsageError) as caught:
         service.choose("nova_api", known, order, ["compute01"])
     assert caught.value.ref == "service-not-there" and "ctl01" in (caught.value.hint or "")
+
+
+def test_all_containers_of_a_group_stop_tier_by_tier_on_all_its_nodes(order: list[Tier], site: Site) -> None:
+    controllers = nodes_of(site, ["control"])
+    assert tuple(controllers) == CONTROLLERS
+    work = make("stop", "all", order, nodes=CONTROLLERS)
+    everything = {c for tier in order for node in CONTROLLERS for c in tier.containers.get(node, [])}
+    assert set(work.names) == everything and set(work.nodes()) == set(CONTROLLERS) and work.serious
+    # At the same time on all of them, but for the database.
+    assert {len(nodes) for nodes in where(work)} == {1, 3}
+    with pytest.raises(UsageError) as caught:
+        nodes_of(site, ["controll"])
+    assert caught.value.ref == "group-unknown" and "control" in (caught.value.hint or "")
 
 
 def test_a_restart_takes_one_controller_at_a_time_and_the_address_last(order: list[Tier]) -> None:

@@ -24,8 +24,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def command() -> None:
     """Stop, start or restart a service or a container on the nodes where it runs.
 
-    NAME is a service (as in 'cloudctl status') or one of its containers. What is stopped stays stopped,
-    over a restart of its node too, until 'service start' or 'cloudctl deploy'.
+    NAME is a service (as in 'cloudctl status'), one of its containers, or 'all'. What is stopped stays
+    stopped, over a restart of its node too, until 'service start' or 'cloudctl deploy'.
     """
 
 
@@ -37,6 +37,13 @@ def _options(function: _F) -> _F:
         click.option(
             "--node", "nodes", multiple=True, metavar="NAME", help="Only on this node (repeatable)."
         ),
+        click.option(
+            "--group",
+            "groups",
+            multiple=True,
+            metavar="NAME",
+            help="Only on the nodes of this group of the inventory (repeatable).",
+        ),
         click.argument("name"),
     ):
         function = option(function)
@@ -46,13 +53,21 @@ def _options(function: _F) -> _F:
 @command.command()
 @_options
 @click.pass_obj
-def stop(site_path: Path, name: str, nodes: tuple[str, ...], dry_run: bool, yes: bool, output: str) -> None:
+def stop(
+    site_path: Path,
+    name: str,
+    nodes: tuple[str, ...],
+    groups: tuple[str, ...],
+    dry_run: bool,
+    yes: bool,
+    output: str,
+) -> None:
     """Stop it, and say before what will not work then.
 
     Containers stop in the reverse of the order in which they start; the members of the database cluster one
     at a time, so that it is known which was the last.
     """
-    work_on("stop", site_path, name, nodes, dry_run=dry_run, yes=yes, output=output)
+    work_on("stop", site_path, name, nodes, groups, dry_run=dry_run, yes=yes, output=output)
 
 
 @command.command()
@@ -62,14 +77,21 @@ def stop(site_path: Path, name: str, nodes: tuple[str, ...], dry_run: bool, yes:
 )
 @click.pass_obj
 def start(
-    site_path: Path, name: str, nodes: tuple[str, ...], timeout: int, dry_run: bool, yes: bool, output: str
+    site_path: Path,
+    name: str,
+    nodes: tuple[str, ...],
+    groups: tuple[str, ...],
+    timeout: int,
+    dry_run: bool,
+    yes: bool,
+    output: str,
 ) -> None:
     """Start what is stopped, in the right order, and wait until it is healthy.
 
     Of the database cluster the member that stopped last starts first; when none is known to be the last one,
     nothing is started: see 'cloudctl galera recover'.
     """
-    work_on("start", site_path, name, nodes, dry_run=dry_run, yes=yes, output=output, timeout=timeout)
+    work_on("start", site_path, name, nodes, groups, dry_run=dry_run, yes=yes, output=output, timeout=timeout)
 
 
 @command.command()
@@ -79,13 +101,22 @@ def start(
 )
 @click.pass_obj
 def restart(
-    site_path: Path, name: str, nodes: tuple[str, ...], timeout: int, dry_run: bool, yes: bool, output: str
+    site_path: Path,
+    name: str,
+    nodes: tuple[str, ...],
+    groups: tuple[str, ...],
+    timeout: int,
+    dry_run: bool,
+    yes: bool,
+    output: str,
 ) -> None:
     """Restart it one controller at a time, the next when this one is healthy and its cluster whole.
 
     Refused where it would leave a cluster without a majority.
     """
-    work_on("restart", site_path, name, nodes, dry_run=dry_run, yes=yes, output=output, timeout=timeout)
+    work_on(
+        "restart", site_path, name, nodes, groups, dry_run=dry_run, yes=yes, output=output, timeout=timeout
+    )
 
 
 def confirm(what: str, *, yes: bool) -> None:
@@ -115,11 +146,27 @@ def check_nodes(site: Site, nodes: Sequence[str]) -> None:
     check_selection(site, (), nodes)
 
 
+def nodes_of(site: Site, groups: Sequence[str]) -> list[str]:
+    """Return the nodes of groups.
+
+    Raises:
+        UsageError: there is no such group, or nobody is in it.
+    """
+    for name in groups:
+        if not site.group(name):
+            known = sorted({group for node in site.nodes.values() for group in node.groups})
+            raise UsageError(
+                "group-unknown", f"no node is in a group {name!r}", hint=f"groups: {', '.join(known)}"
+            )
+    return list(dict.fromkeys(node.name for name in groups for node in site.group(name)))
+
+
 def work_on(
     action: str,
     site_path: Path,
     name: str,
     nodes: Sequence[str],
+    groups: Sequence[str] = (),
     *,
     dry_run: bool,
     yes: bool,
@@ -135,6 +182,7 @@ def work_on(
 
     site = load_site(site_path)
     check_nodes(site, nodes)
+    nodes = [*nodes, *nodes_of(site, groups)]
     console = Console(output, masker=Masker.for_secrets(site.secrets))
     services = Renderer(site).services
     chosen = service.choose(name, services, containers.tiers(site, services), nodes)

@@ -19,6 +19,8 @@ from cloudctl.site.model import Site
 from cloudctl.status.summary import Expected
 
 STOP, START, RESTART = "stop", "start", "restart"
+ALL = "all"
+"""Stands for every container."""
 SETTLE = 6.0
 """Seconds in which the load balancer notices that a copy is back: its checks, and a little more."""
 WHOLE_TIMEOUT = 180.0
@@ -71,7 +73,7 @@ def choose(name: str, services: Sequence[Service], tiers: Sequence[Tier], nodes:
     """Return the tiers with nothing but a service's containers (or one container), on some nodes. Pure.
 
     Args:
-        name: of a service, else of a container.
+        name: of a service, else of a container; or ``ALL``.
         services: those of the site.
         tiers: of the site, in the order in which they start.
         nodes: only on these; empty: on all.
@@ -81,7 +83,7 @@ def choose(name: str, services: Sequence[Service], tiers: Sequence[Tier], nodes:
     """
     by_service = {service.name: {c.name for c in service.containers} for service in services}
     present = {c for tier in tiers for names in tier.containers.values() for c in names}
-    wanted = by_service.get(name) or ({name} if name in present else None)
+    wanted = present if name == ALL else by_service.get(name) or ({name} if name in present else None)
     if wanted is None:
         close = get_close_matches(name, [*by_service, *sorted(present)], 1)
         hint = f"did you mean {close[0]!r}?" if close else f"services: {', '.join(sorted(by_service))}"
