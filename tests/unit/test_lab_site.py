@@ -55,6 +55,13 @@ def test_a_lab_without_storage_is_a_valid_site(site: Path) -> None:
     assert [node.name for node in loaded.group("control")] == ["ctl01", "ctl02", "ctl03"]
 
 
+def test_spare_disks_are_not_in_the_inventory() -> None:
+    nodes = list(topology("storage", data_disks=2, spare_disks=1).values())
+    host = sitedir.inventory(nodes)["all"]["children"]["storage"]["hosts"]["osd01"]
+    assert host["devices"] == ["/dev/loop201", "/dev/loop203"]
+    assert host["journal_devices"] == ["/dev/loop202", "/dev/loop202"]
+
+
 def test_another_lab_gets_its_own_loop_devices(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sitedir, "STATES", site.parent)
     monkeypatch.setattr(sitedir.lab_nodes, "loop_minors_in_use", lambda: set())

@@ -94,6 +94,21 @@ def test_the_topology_for_molecule_has_no_disks() -> None:
     assert not any(node.disks for node in nodes.values())
 
 
+def test_more_disks_share_the_journal_disk() -> None:
+    nodes = topology("storage", data_disks=2, spare_disks=3)
+    disks = {disk.name: disk.minor - FIRST_MINOR for disk in nodes["osd01"].disks}
+    assert disks == {"data1": 0, "journal1": 1, "data2": 2, "spare1": 3, "spare2": 4, "spare3": 5}
+    assert not nodes["ctl01"].disks
+    minors = [disk.minor for node in nodes.values() for disk in node.disks]
+    assert len(minors) == len(set(minors)) == 18
+
+
+@pytest.mark.parametrize(("data", "spare"), [(0, 0), (9, 0), (5, 4), (1, -1)])
+def test_more_disks_than_a_server_has_room_for(data: int, spare: int) -> None:
+    with pytest.raises(UsageError):
+        topology("storage", data_disks=data, spare_disks=spare)
+
+
 @pytest.mark.parametrize(("given", "expected"), [(None, "lab"), ("", "lab"), ("second2", "second2")])
 def test_the_lab_has_a_name(given: str | None, expected: str) -> None:
     assert lab_name(given) == expected

@@ -31,15 +31,27 @@ def command(ctx: click.Context) -> None:
 
 @command.command()
 @click.option(
-    "--topology", type=click.Choice(["full", "small", "molecule"]), default="full", show_default=True
+    "--topology",
+    type=click.Choice(["full", "small", "molecule", "storage"]),
+    default="full",
+    show_default=True,
+)
+@click.option(
+    "--data-disks", default=1, show_default=True, help="Of each storage server; they share a journal disk."
+)
+@click.option(
+    "--spare-disks",
+    default=0,
+    show_default=True,
+    help="Of each storage server, empty and not in the inventory.",
 )
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until every node answers.")
-def create(topology: str, wait: bool) -> None:
+def create(topology: str, data_disks: int, spare_disks: int, wait: bool) -> None:
     """Make the lab, or what is missing of it, and its site directory."""
     from cloudctl.lab import manager, sitedir
 
     began = time.monotonic()
-    manager.create(topology, _report, wait=wait)
+    manager.create(topology, _report, data_disks=data_disks, spare_disks=spare_disks, wait=wait)
     _report(f"lab ready in {time.monotonic() - began:.1f} s: cloudctl --site {sitedir.SITE} …")
 
 

@@ -70,13 +70,16 @@ def code_mount() -> tuple[Path, str]:
     return data_root(), "/opt/cloudctl"
 
 
-def create(name: str, report: Report, *, wait: bool = True) -> list[str]:
+def create(
+    name: str, report: Report, *, data_disks: int = 1, spare_disks: int = 0, wait: bool = True
+) -> list[str]:
     """Make the lab, or what is missing of it.
 
     Nodes that were switched off on purpose stay off.
 
     Args:
         name: of the topology.
+        data_disks, spare_disks: of each storage node that is made; those that are there keep theirs.
         wait: until every started node answers.
 
     Returns:
@@ -93,7 +96,12 @@ def create(name: str, report: Report, *, wait: bool = True) -> list[str]:
         network.ensure()
         minor = sitedir.first_minor()
         wanted = sitedir.recorded_nodes()
-        wanted |= {key: value for key, value in topology(name, minor).items() if key not in wanted}
+        layout = topology(name, minor, data_disks=data_disks, spare_disks=spare_disks)
+        disks = dict(sitedir.record().get("disks", {}))
+        if (data_disks, spare_disks) != (1, 0):
+            more = {"data_disks": data_disks, "spare_disks": spare_disks}
+            disks |= {key: more for key, node in layout.items() if node.disks and key not in wanted}
+        wanted |= {key: value for key, value in layout.items() if key not in wanted}
         source, target = code_mount()
         stale = sitedir.record().get("code") not in (None, str(source))
         sitedir.save_record(
@@ -103,6 +111,7 @@ def create(name: str, report: Report, *, wait: bool = True) -> list[str]:
                 "nodes": {node.name: node.role for node in wanted.values()},
                 "first_minor": minor,
             }
+            | ({"disks": disks} if disks else {})
         )
         sitedir.write(wanted.values(), report)
         present = nodes.containers()

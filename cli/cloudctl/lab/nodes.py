@@ -229,6 +229,8 @@ def detach_disks(name: str = "*") -> list[str]:
     detached = []
     for row in json.loads(output or "{}").get("loopdevices", []):
         if (str(row["back-maj:min"]).strip(), int(row["back-ino"])) in ours:
+            # The kernel keeps partitions of a loop device that it did not find by itself.
+            run(["partx", "--delete", row["name"]], check=False)
             run(["losetup", "--detach", row["name"]])
             _forget_loop_device(int(Path(row["name"]).name.removeprefix("loop")))
             detached.append(row["name"])

@@ -84,9 +84,11 @@ def recorded_nodes() -> dict[str, LabNode]:
     """Return the lab's nodes, the deploy node first."""
     known = record()
     minor = int(known.get("first_minor", FIRST_MINOR))
-    options = known.get("bare", {})
+    options, disks = known.get("bare", {}), known.get("disks", {})
     return {
-        name: make_node(name, role, minor, bare=name in options, **options.get(name, {}))
+        name: make_node(
+            name, role, minor, bare=name in options, **options.get(name, {}), **disks.get(name, {})
+        )
         for name, role in known.get("nodes", {}).items()
     }
 
@@ -138,9 +140,9 @@ def inventory(nodes: Iterable[LabNode]) -> dict[str, Any]:
             }
         if node.disks:
             variables["devices"] = [disk.device for disk in node.disks if disk.name.startswith("data")]
-            variables["journal_devices"] = [
-                disk.device for disk in node.disks if disk.name.startswith("journal")
-            ]
+            journals = [disk.device for disk in node.disks if disk.name.startswith("journal")]
+            # The one journal disk serves all data disks, as the documented SSD does.
+            variables["journal_devices"] = journals * len(variables["devices"])
         groups[node.role].setdefault("hosts", {})[node.name] = variables
     groups["mons"] = {"children": {"control": {}}}
     return {"all": {"children": groups}}

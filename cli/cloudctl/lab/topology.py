@@ -110,6 +110,8 @@ TOPOLOGIES = {
     "small": {"control": 1, "compute": 1, "storage": 1},
     # For tests of roles and single services: three servers without disks.
     "molecule": {"control": 3},
+    # Ceph alone: what works on OSDs.
+    "storage": {"control": 1, "storage": 3},
 }
 
 
@@ -181,6 +183,7 @@ def make_node(
     *,
     bare: bool = False,
     data_disks: int = 1,
+    spare_disks: int = 0,
     mtu_limits: Mapping[str, int] | None = None,
 ) -> LabNode:
     """Return the node with that name: the number at its end gives addresses and disks.
@@ -189,6 +192,7 @@ def make_node(
         first_minor: of the lab's block of loop devices.
         bare: see ``LabNode``.
         data_disks: of a storage node, beside its journal disk; up to eight.
+        spare_disks: of a storage node, empty ones that the inventory does not name.
         mtu_limits: see ``LabNode``.
 
     Raises:
@@ -204,9 +208,14 @@ def make_node(
     disks: tuple[Disk, ...] = ()
     if role == "storage":
         minor = first_minor + index * MINORS_PER_NODE
-        if not 1 <= data_disks <= MINORS_PER_NODE - 2:
-            raise UsageError("lab-node-disks", f"{name} can have 1 to {MINORS_PER_NODE - 2} data disks")
-        more = (Disk(f"data{n}", minor + n, DATA_SIZE) for n in range(2, data_disks + 1))
+        if data_disks < 1 or spare_disks < 0 or data_disks + spare_disks > MINORS_PER_NODE - 2:
+            raise UsageError(
+                "lab-node-disks",
+                f"{name} can have 1 to {MINORS_PER_NODE - 2} data disks, spare ones included",
+            )
+        names = [f"data{n}" for n in range(2, data_disks + 1)]
+        names += [f"spare{n}" for n in range(1, spare_disks + 1)]
+        more = (Disk(disk, minor + n, DATA_SIZE) for n, disk in enumerate(names, start=2))
         disks = (Disk("data1", minor, DATA_SIZE), Disk("journal1", minor + 1, JOURNAL_SIZE), *more)
     if unknown := sorted(set(mtu_limits or {}) - set(NICS[role])):
         raise UsageError(
@@ -215,11 +224,22 @@ def make_node(
     return LabNode(name, role, FIRST_HOST_NUMBER[role] + index, disks, bare, dict(mtu_limits or {}))
 
 
-def topology(name: str, first_minor: int = FIRST_MINOR) -> dict[str, LabNode]:
-    """Return the nodes of a topology, the deploy node first."""
+def topology(
+    name: str, first_minor: int = FIRST_MINOR, *, data_disks: int = 1, spare_disks: int = 0
+) -> dict[str, LabNode]:
+    """Return the nodes of a topology, the deploy node first.
+
+    Args:
+        data_disks, spare_disks: of each storage node.
+    """
     nodes = [make_node("deploy", "deploy")]
     for role, count in TOPOLOGIES[name].items():
-        nodes += [make_node(f"{STEM[role]}{number:02d}", role, first_minor) for number in range(1, count + 1)]
+        nodes += [
+            make_node(
+                f"{STEM[role]}{number:02d}", role, first_minor, data_disks=data_disks, spare_disks=spare_disks
+            )
+            for number in range(1, count + 1)
+        ]
     return {node.name: node for node in nodes}
 
 
