@@ -75,6 +75,13 @@ def test_without_a_majority_nobody_loses_data() -> None:
         assert (found.kind, found.reset) == (rabbitmq.RESTART, ())
 
 
+def test_what_is_stopped_starts_with_its_data() -> None:
+    stopped = View("exited")
+    found = decide({"a": view("a", "b"), "b": view("a", "b"), "c": stopped})
+    assert (found.kind, found.keep, found.start, found.reset) == (rabbitmq.START, ("a", "b"), ("c",), ())
+    assert decide(dict.fromkeys(ALL, stopped)).kind == rabbitmq.RESTART
+
+
 def test_two_of_four_are_no_majority() -> None:
     four = (*ALL, "d")
     views = {n: view("a", "b", members=four) for n in "ab"} | {n: view("c", "d", members=four) for n in "cd"}
@@ -97,6 +104,54 @@ def test_what_cannot_be_mended_now_is_refused(state: str, ref: str, error: type[
     with pytest.raises(error) as caught:
         decide({"a": view("a", "b"), "b": view("a", "b"), "c": View(state)})
     assert caught.value.ref == ref and caught.value.where == "c"  # type: ignore[attr-defined]
+
+
+# -- going on after an interruption -------------------------------------------------------------
+
+RESET_C = rabbitmq.Decision(rabbitmq.RESET, ("a", "b"), ("c",))
+C_AWAY = {"a": view("a", "b"), "b": view("a", "b"), "c": silent()}
+
+
+@pytest.mark.parametrize(
+    ("done", "views", "expected"),
+    [
+        # Before and while its data went: the same steps, those that are done are left out.
+        ({"stop-c": "done", "forget-c": "begun"}, C_AWAY, (RESET_C, [])),
+        # It was started empty and is not there: it may be alone, so from its stop on again.
+        (
+            {"stop-c": "done", "forget-c": "done", "aside-c": "done", "join-c": "begun"},
+            C_AWAY,
+            (RESET_C, ["stop-c", "forget-c", "aside-c"]),
+        ),
+        # It joined and was lost again; or those whose data counted are lost: everything is looked at anew.
+        ({"stop-c": "done", "forget-c": "done", "aside-c": "done", "join-c": "done"}, C_AWAY, (None, [])),
+        ({"stop-c": "done"}, {"a": view("a"), "b": silent(), "c": view("c")}, (None, [])),
+        ({"stop-c": "done"}, {"a": silent(), "b": view("b", "c"), "c": view("b", "c")}, (None, [])),
+    ],
+)
+def test_an_interrupted_reset_goes_on_or_decides_anew(
+    done: dict[str, str], views: dict[str, View], expected: tuple[Any, list[str]]
+) -> None:
+    assert rabbitmq.go_on(RESET_C, views, done.get) == expected
+
+
+def test_an_interrupted_start_goes_on_until_it_was_done() -> None:
+    begun = rabbitmq.Decision(rabbitmq.RESTART)
+    assert rabbitmq.go_on(begun, C_AWAY, {"stop": "done"}.get) == (begun, [])
+    assert rabbitmq.go_on(begun, C_AWAY, {"stop": "done", "start": "done"}.get) == (None, [])
+
+
+def test_an_interrupted_rebuild_needs_its_flags_again_until_data_were_moved_away() -> None:
+    anew = rabbitmq.Decision(rabbitmq.REBUILD)
+    assert rabbitmq.go_on(anew, C_AWAY, {"stop": "done"}.get) == (None, [])
+    assert rabbitmq.go_on(anew, C_AWAY, {"stop": "done"}.get, everything=True) == (anew, [])
+    assert rabbitmq.go_on(anew, C_AWAY, {"stop": "done", "aside": "begun"}.get) == (anew, [])
+    assert rabbitmq.go_on(anew, C_AWAY, {"aside": "done", "start": "done"}.get) == (None, [])
+
+
+def test_a_decision_is_written_down_and_read_again() -> None:
+    found = rabbitmq.Decision(rabbitmq.RESET, ("a",), ("b",), ("c",), ("d",), "why", ("e",))
+    assert rabbitmq.Decision.from_dict(json.loads(json.dumps(found.as_dict()))) == found
 
 
 # -- reading ------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 from cloudctl.engine.definitions import Service
 from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, Unreachable, VerifyFailed
 from cloudctl.operations import containers
-from cloudctl.operations.steps import Journal, Step
+from cloudctl.operations.steps import BEGUN, DONE, Journal, Step
 from cloudctl.site.model import Site
 from cloudctl.status.probes import PROBES, parse_rabbitmq
 
@@ -27,9 +27,14 @@ PORTS = (4369, 25672)
 """Where members find and talk to each other."""
 JOIN_TIMEOUT = 240
 RECONNECT_TIMEOUT = 180
+SETTLE_TIMEOUT = 60
 
-HEALTHY, COMPLETE, RESET, RESTART, REBUILD = "healthy", "complete", "reset", "restart", "rebuild"
-"""Nothing to do; queues lack replicas; reset some members; start all again; make the cluster anew."""
+HEALTHY, COMPLETE, START, RESET, RESTART, REBUILD = (
+    "healthy", "complete", "start", "reset", "restart", "rebuild",
+)  # fmt: skip
+"""Nothing to do; queues lack replicas; start stopped members; reset some; start all again; make it anew."""
+WITH_DATA = (START, RESTART)
+"""After these it is decided again: a member that does not come back with its data is reset then."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Decision:
         reset: the members that lose theirs and get it from the others.
         forget: members of nodes that are none any more.
         moved: whose old data an earlier, interrupted run moved away.
+        start: the members whose containers are stopped; they start with their data.
         reason: in words.
     """
 
@@ -72,6 +78,7 @@ class Decision:
     forget: tuple[str, ...] = ()
     moved: tuple[str, ...] = ()
     reason: str = ""
+    start: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -82,7 +89,14 @@ class Decision:
             "forget": list(self.forget),
             "moved": list(self.moved),
             "reason": self.reason,
+            "start": list(self.start),
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Decision:
+        """Return what ``as_dict`` wrote down."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -198,23 +212,56 @@ def decide(views: Mapping[str, View], *, lacking: Iterable[str] = ()) -> Decisio
             where=", ".join(absent),
             hint="cloudctl deploy makes it",
         )
-    stopped = sorted(node for node in nodes if views[node].state not in ("running", "restarting"))
-    if stopped:
-        raise CheckFailed(
-            "rabbitmq-stopped",
-            "the member's container is stopped, not broken",
-            where=", ".join(stopped),
-            hint=f"cloudctl service start {CONTAINER}; come back if it does not join the others",
-        )
     if len(best) <= len(nodes) // 2:
         parts = " | ".join(", ".join(sorted(group)) for group in groups) or "none serves"
         why = f"no majority sees each other ({parts}): all start again together, with their data"
         return Decision(RESTART, reason=why)
+    stopped = tuple(sorted(node for node in nodes - best if views[node].state not in UP))
+    if stopped:
+        why = (
+            f"{', '.join(sorted(best))} see each other; {', '.join(stopped)} is stopped: with its data first"
+        )
+        return Decision(START, tuple(sorted(best)), reason=why, start=stopped)
     reset = tuple(sorted(nodes - best))
     words = [f"{', '.join(sorted(best))} see each other"]
     words += [f"{node} {_trouble(views[node], best)}" for node in reset]
     words += [f"{name} is no node of the site any more" for name in sorted(strangers)]
     return Decision(RESET, tuple(sorted(best)), reset, tuple(sorted(strangers)), reason="; ".join(words))
+
+
+def go_on(
+    begun: Decision,
+    views: Mapping[str, View],
+    states: Callable[[str], str | None],
+    *,
+    everything: bool = False,
+) -> tuple[Decision | None, list[str]]:
+    """Decide whether an interrupted run's decision still holds. Pure.
+
+    Args:
+        begun: what was decided then.
+        views: of every member now; the cluster is not whole.
+        states: of a step in the journal, by its key.
+        everything: the cluster may be made anew.
+
+    Returns:
+        The decision to go on with (None: decide anew), and the keys of steps that have to be done again.
+    """
+    if begun.kind == REBUILD:
+        # As long as no data were moved away, that needs to be allowed again.
+        holds = states("start") != DONE and (everything or states("aside") is not None)
+        return (begun if holds else None), []
+    if begun.kind in WITH_DATA:
+        return (None if states("start") == DONE else begun), []
+    groups = groups_of(views)
+    best = groups[0] if groups else frozenset()
+    if not (begun.reset and set(begun.keep) <= best and len(best) > len(views) // 2):
+        return None, []
+    if all(states(f"join-{node}") == DONE for node in begun.reset):
+        return None, []
+    # One that was started empty and is not there yet may have made a cluster of its own meanwhile.
+    astray = [node for node in begun.reset if states(f"join-{node}") == BEGUN and node not in best]
+    return begun, [f"{step}-{node}" for node in astray for step in ("stop", "forget", "aside")]
 
 
 def _trouble(view: View, best: frozenset[str]) -> str:
@@ -225,6 +272,10 @@ def _trouble(view: View, best: frozenset[str]) -> str:
     if not view.members & best:
         return "is in a cluster of its own"
     return "does not see them"
+
+
+UP = ("running", "restarting")
+"""States of a container that was not stopped by anybody."""
 
 
 # -- reading -----------------------------------------------------------------------------------
@@ -362,12 +413,17 @@ def lacking(
 
 
 def steps(site: Site, want: Wanted, decision: Decision, report: Callable[[str], None]) -> list[Step]:
-    """Return the steps of a decision."""
+    """Return the steps of a decision.
+
+    After those of one of ``WITH_DATA`` the members are asked again.
+    """
     nodes = list(want.nodes)
-    found: list[Step] = []
     if decision.kind == RESTART:
-        found += _stop_start(site, want, nodes, report, data=True)
-    elif decision.kind == REBUILD:
+        return _stop_start(site, want, nodes, report, data=True)
+    if decision.kind == START:
+        return [_start(site, list(decision.start), nodes, report)]
+    found: list[Step] = []
+    if decision.kind == REBUILD:
         found += _stop_start(site, want, nodes, report, data=False)
     keeper = decision.keep[0] if decision.keep else nodes[0]
     for name in decision.forget:
@@ -413,7 +469,9 @@ def steps(site: Site, want: Wanted, decision: Decision, report: Callable[[str], 
                 ["rabbitmqctl list_connections user"],
             )
         )
-    moved = list(decision.reset or decision.moved) or (nodes if decision.kind == REBUILD else [])
+    moved = list(dict.fromkeys([*decision.reset, *decision.moved]))
+    if decision.kind == REBUILD:
+        moved = nodes
     if moved:
         found.append(
             Step(
@@ -449,10 +507,40 @@ def _stop_start(
                 [f"mv {DATA}, in the volume {want.volume}"],
             )
         )
+    if data:
+        return [*found, _start(site, nodes, nodes, report)]
     found.append(
         Step("start", "Start all members at the same time", begin, nodes, [f"docker start {CONTAINER}"])
     )
     return found
+
+
+def _start(site: Site, nodes: list[str], every: list[str], report: Callable[[str], None]) -> Step:
+    """Start members with their data; one that does not come back is no error while a majority is there."""
+
+    def run(journal: Journal) -> str:
+        try:
+            containers.start(site, {n: [CONTAINER] for n in nodes}, report=report, timeout=JOIN_TIMEOUT)
+        except CloudctlError:
+            groups = groups_of(read_views(site, every))
+            if not groups or len(groups[0]) <= len(every) // 2:
+                raise
+            return f"{', '.join(sorted(groups[0]))} see each other"
+        return _settled(site, every)
+
+    many = "all members at the same time" if len(nodes) > 1 else nodes[0]
+    return Step("start", f"Start {many}, with the data", run, nodes, [f"docker start {CONTAINER}"])
+
+
+def _settled(site: Site, nodes: Sequence[str]) -> str:
+    """Wait a while until all see each other; say who does."""
+    end = time.monotonic() + SETTLE_TIMEOUT
+    while True:
+        groups = groups_of(read_views(site, nodes))
+        best = sorted(groups[0]) if groups else []
+        if len(best) == len(nodes) or time.monotonic() > end:
+            return f"{', '.join(best) or 'nobody'} see each other"
+        time.sleep(3)
 
 
 def _reset(site: Site, want: Wanted, keeper: str, node: str, report: Callable[[str], None]) -> list[Step]:
@@ -609,10 +697,23 @@ def _reconnected(site: Site, keeper: str, want: Wanted) -> str:
         time.sleep(3)
 
 
-def cut_off(site: Site, nodes: Iterable[str], keep: Iterable[str]) -> dict[str, list[str]]:
-    """Return by node which members to keep can't be reached from there: a reset member would stay alone."""
+def cut_off(
+    site: Site, nodes: Iterable[str], keep: Iterable[str], *, running: bool = True
+) -> dict[str, list[str]]:
+    """Return by node which members can't be reached from there: a reset member would stay alone.
+
+    Args:
+        site: the site.
+        nodes: from where.
+        keep: the members to reach.
+        running: they run, so that a refused connection tells of the network, too.
+    """
     addresses = {node: site.nodes[node].address for node in keep}
     targets = [f"{address}:{port}" for address in addresses.values() for port in PORTS]
     call = {"action": "reach", "targets": targets}
     answers = containers.ask(site, dict.fromkeys(nodes, call)).all_or_raise()
-    return {node: sorted(answer["unreached"]) for node, answer in answers.items() if answer["unreached"]}
+    unreached = {
+        node: sorted(t for t, why in answer["unreached"].items() if running or "refused" not in why.lower())
+        for node, answer in answers.items()
+    }
+    return {node: found for node, found in unreached.items() if found}
