@@ -1,0 +1,177 @@
+"""``cloudctl node``: machines come and go, and nothing else notices."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cloudctl.console import Console, Masker, output_option
+from cloudctl.errors import CloudctlError, ConfigError, MultiError, UsageError
+from cloudctl.runs.lock import SiteLock
+from cloudctl.runs.record import RunRecord
+from cloudctl.site.load import load_site
+from cloudctl.site.model import Site
+
+if TYPE_CHECKING:
+    from cloudctl.node.enroll import Contact, Request, Result
+
+PASSWORD_FILE = "CLOUDCTL_NODE_PASSWORD_FILE"
+
+
+@click.group()
+def command() -> None:
+    """Let machines come and go; nothing else notices."""
+
+
+def _raise(errors: Sequence[CloudctlError]) -> None:
+    if errors:
+        raise errors[0] if len(errors) == 1 else MultiError(errors)
+
+
+# -- enroll ------------------------------------------------------------------------------------
+
+
+@command.command("enroll")
+@click.argument("name", required=False)
+@click.option("--address", help="On the management network.")
+@click.option("--role", type=click.Choice(["compute", "storage"]), help="What it is to be.")
+@click.option("--user", default="", help="Account of the first login (default: the one that Ansible uses).")
+@click.option(
+    "--ask-password", is_flag=True, help="Ask for its password (without a terminal: read one line)."
+)
+@click.option(
+    "--password-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar=PASSWORD_FILE,
+    help=f"File with the password, - for standard input (default: ${PASSWORD_FILE}).",
+)
+@click.option("--fingerprint", default="", help="SHA256 fingerprint that the host key must have.")
+@click.option(
+    "--from", "source", type=click.Path(path_type=Path, dir_okay=False), help="YAML file with many servers."
+)
+@click.option("--yes", is_flag=True, help="Accept host keys that come without a fingerprint.")
+@output_option
+@click.pass_obj
+def enroll_command(
+    site_path: Path,
+    name: str | None,
+    address: str | None,
+    role: str | None,
+    user: str,
+    ask_password: bool,
+    password_file: Path | None,
+    fingerprint: str,
+    source: Path | None,
+    yes: bool,
+    output: str,
+) -> None:
+    """Make first contact with a server that has only an operating system.
+
+    Checks that it is nobody else's machine, shows its host key, logs in once with the password (or with the
+    deploy key, where that is installed), checks its system and clock; then installs the deploy key, switches
+    passwords off and writes it into the inventory's newnodes. A server that is refused stays as it was.
+    """
+    if (source is None) == (name is None) or (name is not None) != (address is not None):
+        raise UsageError(
+            "enroll-what", "name one server with its --address, or many with --from FILE",
+            hint="cloudctl node enroll compute03 --address 10.10.10.23 --role compute",
+        )  # fmt: skip
+    if source is not None and fingerprint:
+        raise UsageError("enroll-fingerprint", "with --from, each entry has its own `fingerprint`")
+    site = load_site(site_path)
+    password = _password(ask_password, password_file)
+    secrets = [*site.secrets.items(), *([("node_password", password)] if password else [])]
+    console = Console(output, masker=Masker.for_secrets(dict(secrets)))
+    # Loading these takes a moment: not for a command line that is wrong.
+    from cloudctl.node.enroll import Request, enroll, read_requests
+
+    default = Request(name or "", address or "", role or "", user, password, fingerprint)
+    requests = [default] if source is None else read_requests(source, default)
+    with (
+        SiteLock(site_path, "node enroll"),
+        RunRecord(site_path, "node enroll", sys.argv[1:], mask=console.masker.mask) as record,
+    ):
+
+        def say(text: str) -> None:
+            console.progress(text)
+            record.log(text)
+
+        def confirm(contact: Contact) -> bool:
+            if yes:
+                return True
+            if not sys.stdin.isatty():
+                raise UsageError(
+                    "confirmation-needed", "the host key must be accepted, and there is no terminal",
+                    where=contact.request.name,
+                    hint=f"compare {contact.fingerprint} with the server's console, then give it as "
+                    "--fingerprint (or --yes)",
+                )  # fmt: skip
+            return click.confirm(f"Is this the host key of {contact.request.name}?", err=True)
+
+        result = enroll(site, requests, confirm=confirm, say=say)
+        record.changed([{"node": entry.contact.request.name, "action": "enroll"} for entry in result.done])
+        _show_enrolled(console, result, requests)
+        _raise(list(result.failed.values()))
+
+
+def _show_enrolled(console: Console, result: Result, requests: Sequence[Request]) -> None:
+    def text() -> None:
+        for entry in result.done:
+            request = entry.contact.request
+            for warning in entry.warnings:
+                console.line(f"{console.style('warning', 'warn')}: {request.name}: {warning}")
+            console.line(f"Enrolled {request.name} ({request.address}, {entry.system}); it is in newnodes.")
+        if result.done:
+            names = " ".join(entry.contact.request.name for entry in result.done)
+            console.line(
+                f"  next         cloudctl node inspect {names.split()[0]}; cloudctl node add {names}"
+            )
+
+    data: dict[str, Any] = {
+        "enrolled": [entry.as_dict() for entry in result.done],
+        "refused": {name: error.as_dict() for name, error in result.failed.items()},
+    }
+    console.result(data, text)
+
+
+def _password(ask: bool, file: Path | None) -> str | None:
+    """Return the password, None where none was given; it is never an argument.
+
+    Raises:
+        UsageError, ConfigError: it cannot be read.
+    """
+    if ask:
+        if sys.stdin.isatty():
+            return str(click.prompt("Password", hide_input=True, err=True))
+        return _line(sys.stdin.readline(), "standard input")
+    if file is None:
+        return None
+    if str(file) == "-":
+        return _line(sys.stdin.readline(), "standard input")
+    try:
+        if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            click.echo(f"warning: others may read {file}: chmod 600 {file}", err=True)
+        return _line(file.read_text(encoding="utf-8").split("\n")[0], str(file))
+    except OSError as error:
+        raise ConfigError(
+            "password-unreadable", f"{file} cannot be read: {os.strerror(error.errno or 0)}", where=str(file),
+            hint="a lab's commands run on its deploy node: the file must be in the site's directory",
+        ) from error  # fmt: skip
+
+
+def _line(text: str, where: str) -> str:
+    password = text.rstrip("\r\n")
+    if not password:
+        raise UsageError("password-empty", f"{where} holds no password")
+    return password
+
+
+def _load(site_path: Path, output: str) -> tuple[Site, Console]:
+    site = load_site(site_path)
+    return site, Console(output, masker=Masker.for_secrets(site.secrets))

@@ -1,0 +1,1 @@
+"""Machines that come and go: first contact, facts, joining a running cloud, leaving it."""

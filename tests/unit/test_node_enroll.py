@@ -1,0 +1,304 @@
+"""First contact with a new server: what is refused, and that nothing is changed then."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import paramiko
+import pytest
+import yaml
+from site_support import make_site
+
+from cloudctl.errors import CheckFailed, ConfigError, Unreachable, UsageError
+from cloudctl.node import arp, enroll
+from cloudctl.node.enroll import Request
+from cloudctl.site.load import load_site
+from cloudctl.site.model import Site
+
+PASSWORD = "right-horse-battery"
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    path = make_site(tmp_path)
+    monkeypatch.setattr(enroll.arp, "ask", lambda addresses: {})
+    (path / "ssh").mkdir(exist_ok=True)
+    key = path / "ssh" / "id_ed25519"
+    if not key.exists():
+        from cloudctl.verify.guest import make_keypair
+
+        private, public = make_keypair()
+        key.write_text(private)
+        key.with_suffix(".pub").write_text(public + "\n")
+    return load_site(path, with_secrets=False)
+
+
+# -- the inventory -------------------------------------------------------------------------------
+
+
+def plan(site: Site, *requests: Request) -> str:
+    return enroll.planned_inventory(site, (site.path / "inventory/hosts.yml").read_text(), requests)
+
+
+def test_a_server_comes_into_newnodes_and_all_else_stays(site: Site) -> None:
+    before = (site.path / "inventory/hosts.yml").read_text()
+    after = plan(site, Request("compute09", "10.10.10.29", "compute"))
+    added = [line for line in after.splitlines() if line not in before.splitlines()]
+    assert [line.strip() for line in added][-1] == "compute09: {ansible_host: 10.10.10.29, role: compute}"
+    assert [line for line in before.splitlines() if "#" in line] == [
+        line for line in after.splitlines() if "#" in line
+    ]
+    hosts = yaml.safe_load(after)["all"]["children"]["newnodes"]["hosts"]
+    assert hosts == {"compute09": {"ansible_host": "10.10.10.29", "role": "compute"}}
+
+
+@pytest.mark.parametrize(
+    ("request_", "ref"),
+    [
+        (Request("ctl01", "10.10.10.99"), "node-exists"),
+        (Request("compute09", "10.10.10.11"), "address-in-use"),
+        (Request("compute09", "10.10.10.250"), "address-in-use"),  # a virtual address
+        (Request("compute09", "10.10.20.11"), "address-in-use"),  # a controller's on another network
+        (Request("Compute_9", "10.10.10.99"), "node-name"),
+    ],
+)
+def test_what_is_taken_is_refused(site: Site, request_: Request, ref: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan(site, request_)
+    assert caught.value.ref == ref
+
+
+def test_two_of_a_file_with_one_address_are_refused(site: Site) -> None:
+    with pytest.raises(UsageError, match=r"10\.10\.10\.29 is the address of compute09"):
+        plan(site, Request("compute09", "10.10.10.29"), Request("compute10", "10.10.10.29"))
+
+
+def test_a_file_of_many(tmp_path: Path) -> None:
+    path = tmp_path / "new.yml"
+    path.write_text(
+        "nodes:\n  compute09: {address: 10.10.10.29}\n"
+        "  osd09: {address: 10.10.10.219, role: storage, user: root}\n"
+    )
+    found = enroll.read_requests(path, Request("", "", "compute", "me", "secret"))
+    assert [(r.name, r.role, r.user, r.password) for r in found] == [
+        ("compute09", "compute", "me", "secret"),
+        ("osd09", "storage", "root", "secret"),
+    ]
+    assert "secret" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a: [",
+        "[]",
+        "[{name: x}]",
+        "[{name: x, address: 1.2.3.4, rolle: compute}]",
+        "[{name: x, address: 1.2.3.4, role: control}]",
+    ],
+)
+def test_a_file_that_is_no_list_of_nodes(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "new.yml"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        enroll.read_requests(path, Request("", ""))
+
+
+# -- whose machine is it -------------------------------------------------------------------------
+
+KNOWN = "10.10.10.11,ctl01 ssh-ed25519 AAAA1\n10.10.10.29,compute09 ssh-ed25519 AAAA2\n"
+
+
+def test_the_host_key_of_a_known_node_is_refused() -> None:
+    with pytest.raises(CheckFailed, match="the host key of ctl01"):
+        enroll.check_host_key(KNOWN, Request("compute10", "10.10.10.30"), "AAAA1")
+
+
+def test_another_key_than_the_pinned_one_is_refused() -> None:
+    with pytest.raises(CheckFailed) as caught:
+        enroll.check_host_key(KNOWN, Request("compute09", "10.10.10.29"), "AAAA3")
+    assert caught.value.ref == "host-key-changed"
+    assert caught.value.where == "known_hosts:2"
+
+
+def test_a_new_key_and_the_pinned_one_are_good() -> None:
+    enroll.check_host_key(KNOWN, Request("compute10", "10.10.10.30"), "AAAA3")
+    enroll.check_host_key(KNOWN, Request("compute09", "10.10.10.29"), "AAAA2")
+
+
+def test_fingerprints_as_people_copy_them() -> None:
+    key = "AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
+    # As ssh-keygen -lf shows this key.
+    shown = "SHA256:+DiY3wvvV6TuJJhbpZisF/zLDA0zPMSvHdkr4UvCOqU"
+    assert enroll.fingerprint(key) == shown
+    assert enroll.same_fingerprint(shown.removeprefix("SHA256:") + "=", shown)
+    assert not enroll.same_fingerprint("SHA256:" + "A" * 43, shown)
+
+
+def test_two_machines_at_one_address() -> None:
+    with pytest.raises(CheckFailed) as caught:
+        arp.judge("n", "10.0.0.9", {"10.0.0.9": {"02:00:00:00:00:01", "02:00:00:00:00:02"}}, {})
+    assert caught.value.ref == "address-duplicate"
+
+
+def test_an_address_that_a_known_node_answers() -> None:
+    answers = {"10.0.0.9": {"02:00:00:00:00:01"}, "10.0.0.1": {"02:00:00:00:00:01"}}
+    with pytest.raises(CheckFailed, match="answered by ctl01"):
+        arp.judge("n", "10.0.0.9", answers, {"ctl01": "10.0.0.1"})
+    arp.judge("n", "10.0.0.9", {**answers, "10.0.0.1": {"02:00:00:00:00:03"}}, {"ctl01": "10.0.0.1"})
+
+
+def test_an_arp_reply_is_read_and_a_question_is_not() -> None:
+    mac = bytes.fromhex("020000000001")
+    question = arp.request(mac, "10.0.0.2", "10.0.0.9")
+    assert arp.parse(question) is None
+    reply = question[:20] + b"\0\2" + question[22:]
+    assert arp.parse(reply) == ("10.0.0.2", "02:00:00:00:00:01")
+    assert arp.parse(b"short") is None
+
+
+# -- system and clock ----------------------------------------------------------------------------
+
+FACTS = """time=1000.0
+os.ID=debian
+os.VERSION_ID="13"
+os.PRETTY_NAME="Debian"
+python=/usr/bin/python3
+systemd=yes
+"""
+
+
+def judge(text: str, asked: float = 999.9, answered: float = 1000.1) -> list[str]:
+    return enroll.judge_facts(Request("n", "10.0.0.9"), enroll.parse_facts(text), asked, answered)
+
+
+def test_a_good_server() -> None:
+    assert judge(FACTS) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "ref"),
+    [
+        ("os.ID=debian", "os.ID=centos", "os-unsupported"),
+        ('"13"', '"11"', "os-unsupported"),
+        ("python=/usr/bin/python3", "python=", "python-missing"),
+        ("systemd=yes", "systemd=", "systemd-missing"),
+        ("time=1000.0", "time=1060.0", "clock-skew"),
+        ("time=1000.0", "time=940.0", "clock-skew"),
+    ],
+)
+def test_what_keeps_a_server_from_being_a_node(old: str, new: str, ref: str) -> None:
+    with pytest.raises(CheckFailed) as caught:
+        judge(FACTS.replace(old, new))
+    assert caught.value.ref == ref
+
+
+def test_a_slow_answer_is_no_wrong_clock() -> None:
+    assert judge(FACTS, asked=940.0, answered=1060.0) == []
+    assert "3.0 s ahead" in judge(FACTS.replace("1000.0", "1003.1"))[0]
+
+
+# -- the first login, against an SSH server ------------------------------------------------------
+
+
+class Server(paramiko.ServerInterface):
+    def __init__(self, log: list[str], *, passwords: bool = True) -> None:
+        self.log = log
+        self.passwords = passwords
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "password" if self.passwords else "publickey"
+
+    def check_auth_password(self, username: str, password: str) -> int:
+        self.log.append(f"password of {username}")
+        good = self.passwords and password == PASSWORD
+        return paramiko.AUTH_SUCCESSFUL if good else paramiko.AUTH_FAILED
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """An SSH server on this machine; ``log`` says what clients tried."""
+    found = Server([])
+    listener = socket.create_server(("127.0.0.1", 0))
+    found.port = listener.getsockname()[1]  # type: ignore[attr-defined]
+    key = paramiko.ECDSAKey.generate()
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _peer = listener.accept()
+            except OSError:
+                return
+            transport = paramiko.Transport(connection)
+            transport.add_server_key(key)
+            with contextlib.suppress(paramiko.SSHException, EOFError):
+                transport.start_server(server=found)
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield found
+    listener.close()
+
+
+def request_to(server: Server, **options: object) -> Request:
+    values = {"user": "me", "password": PASSWORD, "port": server.port, **options}  # type: ignore[attr-defined]
+    return Request("compute09", "127.0.0.1", "compute", **values)  # type: ignore[arg-type]
+
+
+def test_a_wrong_password_is_tried_once(site: Site, server: Server) -> None:
+    files = {path: path.read_bytes() for path in site.path.rglob("*") if path.is_file()}
+    result = enroll.enroll(
+        site, [request_to(server, password="wrong")], confirm=lambda contact: True, say=lambda text: None
+    )
+    assert [error.ref for error in result.failed.values()] == ["password-refused"]
+    assert server.log == ["password of me"]
+    assert files == {path: path.read_bytes() for path in site.path.rglob("*") if path.is_file()}
+
+
+def test_a_server_without_password_logins_is_not_tried(site: Site, server: Server) -> None:
+    server.passwords = False
+    result = enroll.enroll(site, [request_to(server)], confirm=lambda contact: True, say=lambda text: None)
+    assert [error.ref for error in result.failed.values()] == ["password-login-off"]
+
+
+@pytest.mark.parametrize("given", ["", "SHA256:" + "A" * 43])
+def test_without_the_right_fingerprint_no_password_is_sent(site: Site, server: Server, given: str) -> None:
+    result = enroll.enroll(
+        site, [request_to(server, fingerprint=given)], confirm=lambda contact: False, say=lambda text: None
+    )
+    (error,) = result.failed.values()
+    assert error.ref == ("fingerprint-differs" if given else "fingerprint-refused")
+    assert server.log == []
+
+
+def test_two_servers_with_one_host_key_are_refused(site: Site, server: Server) -> None:
+    other = Request("compute10", "127.0.0.2", "compute", "me", PASSWORD, port=server.port)  # type: ignore[attr-defined]
+    clone = Request(**{**vars(other), "address": "localhost"})
+    result = enroll.enroll(
+        site, [request_to(server), clone], confirm=lambda contact: True, say=lambda text: None
+    )
+    assert [error.ref for error in result.failed.values()] == ["host-key-twice"] * 2
+    assert server.log == []
+
+
+def test_a_connection_that_breaks_after_the_login_is_no_crash(site: Site, server: Server) -> None:
+    result = enroll.enroll(site, [request_to(server)], confirm=lambda contact: True, say=lambda text: None)
+    (error,) = result.failed.values()
+    assert (error.ref, error.where) == ("connection-lost", "compute09")
+
+
+def test_nobody_answers(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    result = enroll.enroll(
+        site,
+        [Request("compute09", "127.0.0.1", port=port)],
+        confirm=lambda contact: True,
+        say=lambda text: None,
+    )
+    (error,) = result.failed.values()
+    assert isinstance(error, Unreachable)
