@@ -149,3 +149,23 @@ def test_the_password_of_bare_servers_is_private_and_stays(site: Path) -> None:
     assert sitedir.installer_password() == first
     path = site / ".cloudctl" / sitedir.INSTALLER_PASSWORD
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_remade_server_stays_in_the_inventory_and_its_key_is_not_pinned(site: Path) -> None:
+    write("small")
+    before = {name: (site / name).read_text() for name in ("inventory/hosts.yml", "known_hosts")}
+    sitedir.save_record(
+        sitedir.record()
+        | {
+            "nodes": {node.name: node.role for node in topology("small").values()},
+            "remade": ["ctl01", "gone"],
+        }
+    )
+    known = sitedir.recorded_nodes()
+    assert [name for name, node in known.items() if node.remade] == ["ctl01"]
+    assert known["ctl01"].unknown and not known["ctl01"].bare and not known["compute01"].unknown
+    assert known["ctl01"].mac("eth0") == topology("small")["ctl01"].mac("eth0")
+    (site / "known_hosts").write_text(before["known_hosts"].replace("ed25519 ctl01", "ed25519 OLD"))
+    sitedir.write(known.values(), lambda line: None)
+    assert (site / "inventory/hosts.yml").read_text() == before["inventory/hosts.yml"]
+    assert "ed25519 OLD" in (site / "known_hosts").read_text()

@@ -112,6 +112,20 @@ def remove_node(names: tuple[str, ...]) -> None:
 
 
 @command.command()
+@click.argument("name")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it answers.")
+def remake(name: str, wait: bool) -> None:
+    """Put a new machine in the place of a server that is off: an operating system and empty disks.
+
+    It has the name and the management address of the old one, another host key, and a user that logs in with a
+    password. cloudctl node replace takes it into the cloud.
+    """
+    from cloudctl.lab import manager
+
+    manager.remake(name, _report, wait=wait)
+
+
+@command.command()
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def status(output: str) -> None:
     """Show the lab's nodes."""

@@ -133,7 +133,7 @@ def create(
                 is_deploy = node.role == "deploy"
                 mounts = [f"{source}:{target}:ro", f"{sitedir.SITE}:{sitedir.SITE}", f"{CACHE}:{CACHE}:ro"]
                 image = images.deploy_image() if is_deploy else images.node_image()
-                password = sitedir.installer_password() if node.bare else ""
+                password = sitedir.installer_password() if node.unknown else ""
                 nodes.create(node, image, key, mounts if is_deploy else [], password=password)
             begun.append(node.name)
             nodes.start(node)
@@ -233,15 +233,58 @@ def remove_nodes(names: Iterable[str], report: Report) -> None:
             report(f"removed {node.name}")
 
 
-def _forget(node: LabNode) -> None:
-    """Remove a bare server, whatever there is of it."""
+def remake(name: str, report: Report, *, wait: bool = True) -> LabNode:
+    """Put a new machine in a server's place: same name, cables and sizes of disks, all else is new.
+
+    Its disks are empty, its host key is another one, and it knows nothing of the site: a user with a password
+    and its management address are all there is.
+
+    Args:
+        name: of a node that is off.
+        wait: until it answers.
+
+    Raises:
+        UsageError: no such node, one that is on, or the deploy node.
+    """
+    check_host()
+    with _locked():
+        (node,) = pick([name])
+        if node.role == "deploy":
+            raise UsageError("lab-node-deploy", "the deploy node keeps the site: it can't be made anew")
+        if nodes.pid(node):
+            raise UsageError(
+                "lab-node-on", f"{name} is on", where=name, hint=f"cloudctl lab power kill {name}, first"
+            )
+        record = sitedir.record()
+        remade = list(dict.fromkeys([*record.get("remade", []), name]))
+        sitedir.save_record(record | {"remade": remade})
+        _scrap(node)
+        (node,) = pick([name])
+        network.ensure()
+        nodes.create(node, images.node_image(), "", [], password=sitedir.installer_password())
+        nodes.start(node)
+        if wait:
+            nodes.wait(node)
+    password = sitedir.SITE / ".cloudctl" / sitedir.INSTALLER_PASSWORD
+    report(f"{name} is a new machine at {node.address}; user {nodes.INSTALLER}, password in {password}")
+    return node
+
+
+def _scrap(node: LabNode) -> None:
+    """Remove a machine, whatever there is of it, with its disks."""
     network.unplug(node)
     nodes.remove(node.name)
     nodes.detach_disks(node.name)
     shutil.rmtree(nodes.directory(node), ignore_errors=True)
+
+
+def _forget(node: LabNode) -> None:
+    """Remove a bare server, and what the lab knows of it."""
+    _scrap(node)
     record = sitedir.record()
     for key in ("nodes", "bare"):
         record.get(key, {}).pop(node.name, None)
+    record["remade"] = [name for name in record.get("remade", []) if name != node.name]
     sitedir.save_record(record)
 
 

@@ -20,7 +20,7 @@ STATE = Path(f"/var/lib/cloudctl-{NAME}")
 
 LABEL = "cloudctl.lab"
 INSTALLER = "installer"
-"""User of a bare node."""
+"""User of a bare or remade node."""
 BOOT_TIMEOUT = 60.0
 STOP_TIMEOUT = 90
 
@@ -65,9 +65,9 @@ def create(
     """Make the node, switched off.
 
     Args:
-        authorized_key: of the operator; a bare node does not get it.
+        authorized_key: of the operator; a bare or remade node does not get it.
         mounts: podman volume arguments, for the deploy node.
-        password: of a bare node's user.
+        password: of such a node's user.
     """
     place = directory(node)
     docker, disks = place / "docker", place / "disks"
@@ -96,7 +96,7 @@ def create(
     root = Path(run([*podman(), "mount", node.container]).strip())
     try:
         _install(node, root, authorized_key)
-        if node.bare:
+        if node.unknown:
             _add_installer(root, password)
     finally:
         run([*podman(), "umount", node.container], check=False)
@@ -116,7 +116,7 @@ def _install(node: LabNode, root: Path, authorized_key: str) -> None:
     private = directory(node) / "ssh_host_ed25519_key"
     write("etc/ssh/ssh_host_ed25519_key", private.read_text(), 0o600)
     write("etc/ssh/ssh_host_ed25519_key.pub", public + "\n")
-    if not node.bare:
+    if not node.unknown:
         write("root/.ssh/authorized_keys", authorized_key + "\n", 0o600)
     (root / "root/.ssh").chmod(0o700)
     write("etc/hostname", node.name + "\n")

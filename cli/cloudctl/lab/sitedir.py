@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -85,11 +86,14 @@ def recorded_nodes() -> dict[str, LabNode]:
     known = record()
     minor = int(known.get("first_minor", FIRST_MINOR))
     options, disks = known.get("bare", {}), known.get("disks", {})
-    return {
+    found = {
         name: make_node(
             name, role, minor, bare=name in options, **options.get(name, {}), **disks.get(name, {})
         )
         for name, role in known.get("nodes", {}).items()
+    }
+    return found | {
+        name: replace(found[name], remade=True) for name in known.get("remade", []) if name in found
     }
 
 
@@ -225,7 +229,8 @@ def write(nodes: Iterable[LabNode], report: Callable[[str], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         written[name] = _checksum(text)
-    _pin_host_keys(nodes)
+    # Whether a remade server is the right one is for `node replace` to find out.
+    _pin_host_keys([node for node in nodes if not node.remade])
     password = SITE / ".vault-password"
     if not password.exists():
         descriptor = os.open(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -139,6 +139,7 @@ class LabNode:
     Attributes:
         bare: made by ``lab add-node``: its operating system and a user with a password, unknown to the site.
         mtu_limits: NIC -> bytes that its switch port passes at most, where that is less than the others do.
+        remade: a new machine in place of one that the site knows (``lab remake``), delivered as a bare one.
     """
 
     name: str
@@ -147,6 +148,12 @@ class LabNode:
     disks: tuple[Disk, ...] = field(default=())
     bare: bool = False
     mtu_limits: Mapping[str, int] = field(default_factory=dict)
+    remade: bool = False
+
+    @property
+    def unknown(self) -> bool:
+        """Delivered with an account and a password instead of the operator's key."""
+        return self.bare or self.remade
 
     @property
     def container(self) -> str:
