@@ -647,3 +647,27 @@ def test_every_error_on_the_printed_page_is_one_that_is_raised() -> None:
     for name in named:
         verb = re.fullmatch(r"ceph-not-(stopped|started)", name)
         assert f'"{name}' in code or (verb and '"ceph-not-{verb}"' in code), name
+
+
+@pytest.mark.parametrize(
+    ("complete", "absent", "copied"),
+    [([], [], True), (["c1", "c2"], [], False), (["c1", "c2"], ["c2"], False), (["c2"], ["c2"], True)],
+)
+def test_the_database_is_copied_first_unless_an_ordered_shutdown_left_it_whole(
+    monkeypatch: pytest.MonkeyPatch, complete: list[str], absent: list[str], copied: bool
+) -> None:
+    from cloudctl import galera
+
+    asked: dict[str, Any] = {}
+
+    def recover(site: Any, **options: Any) -> Any:
+        asked.update(options)
+        return SimpleNamespace(size=2, uuid="u", position=1, chosen="c1", reason="it is the newest")
+
+    monkeypatch.setattr(galera, "read_members", lambda site: dict.fromkeys(["c1", "c2"]))
+    monkeypatch.setattr(galera, "is_healthy", lambda members: False)
+    monkeypatch.setattr(galera, "recover", recover)
+    monkeypatch.setattr(start.containers, "start", lambda *a, **k: {})
+    world_ = SimpleNamespace(site=None, accepted=absent, say=lambda line: None, note=lambda line: None)
+    start.recover_database(world_, decide.Stage("database", "", {}), absent=absent, complete=complete)  # type: ignore[arg-type]
+    assert asked["copy"] is copied
