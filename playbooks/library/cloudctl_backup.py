@@ -6,6 +6,7 @@ Runs on the node with the standard library alone. Data itself never passes throu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -111,6 +112,10 @@ safe_to_bootstrap: 1
 
 class Failed(Exception):
     """Something did not work; the message is for the operator."""
+
+
+class AccessDenied(Failed):
+    """A server wants a login that there is not."""
 
 
 def run(argv, timeout=600, check=True):
@@ -306,7 +311,10 @@ def rotate(params):
     if container is not None and container["running"]:
         try:
             rows = sql(
-                params["container"], "SELECT UNIX_TIMESTAMP(NOW(6)); FLUSH NO_WRITE_TO_BINLOG BINARY LOGS"
+                params["container"],
+                # NOW() is when the statement began; only then it waits for all that others committed before.
+                "SET SESSION wsrep_sync_wait = 1; SELECT UNIX_TIMESTAMP(NOW(6)); "
+                "FLUSH NO_WRITE_TO_BINLOG BINARY LOGS",
             )
             until = float(rows[0][0])
         except (Failed, ValueError, IndexError):
@@ -376,42 +384,67 @@ def prove(params):
             4 * hours,
         )
     galera, binlog = read_positions(name, f"{WORK}/{parts[-1]}")
+    if params["replay"]:
+        # Statements about accounts and roles ask who says them: the server knows its own user by the socket.
+        # Where the accounts do not know that one, nobody is asked, and most of these statements work, too.
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(throw_away_server(name, base, params["memory"], accounts=True))
+            except AccessDenied:
+                stack.enter_context(throw_away_server(name, base, params["memory"]))
+            inside(name, params["replay"], 12 * hours)
+    with throw_away_server(name, base, params["memory"]) as options:
+        rows = count_rows(name, options, 4 * hours)
+    return {"galera": galera, "binlog": binlog, "rows": rows}
+
+
+@contextlib.contextmanager
+def throw_away_server(name, base, memory, accounts=False):
+    """Run a server on prepared data; yields a client's options. Without ``accounts`` it asks for no login.
+
+    Raises:
+        AccessDenied: it knows the client's account not.
+        Failed: it does not start.
+    """
+    hour = 3600
+    login = "" if accounts else "--skip-grant-tables "
     server = (
         f"nice -n 10 mariadbd --defaults-file={base}/backup-my.cnf --datadir={base} --socket={WORK}/socket "
-        f"--pid-file={WORK}/pid --log-error={WORK}/error.log --skip-networking --skip-grant-tables "
-        f"--wsrep-on=OFF --skip-log-bin --innodb-buffer-pool-size={params['memory']}M --event-scheduler=OFF "
+        f"--pid-file={WORK}/pid --log-error={WORK}/error.log --skip-networking {login}"
+        f"--wsrep-on=OFF --skip-log-bin --innodb-buffer-pool-size={memory}M --event-scheduler=OFF "
         "--max-allowed-packet=1G --character-set-server=utf8mb3 --collation-server=utf8mb3_general_ci "
         "--aria-pagecache-buffer-size=16M --performance-schema=OFF --skip-name-resolve"
     )
-    inside(name, f"rm -f {WORK}/error.log; ({server} </dev/null >/dev/null 2>&1 &)", 60)
+    ended = f"{WORK}/ended"
+    script = f"rm -f {WORK}/error.log {ended}; ( ({server}; touch {ended}) </dev/null >/dev/null 2>&1 &)"
+    inside(name, script, 60)
     try:
-        deadline = time.monotonic() + hours
+        deadline = time.monotonic() + hour
         options = ["--no-defaults", f"--socket={WORK}/socket"]
         while True:
             try:
                 sql(name, "SELECT 1", options)
                 break
-            except Failed:
-                running = run(
-                    ["docker", "exec", name, "bash", "-c", f"kill -0 $(cat {WORK}/pid)"], check=False
-                )
-                log = run(["docker", "exec", name, "bash", "-c", f"tail -n 30 {WORK}/error.log"], check=False)
-                if time.monotonic() > deadline or ("[ERROR] Aborting" in log and not running):
+            except Failed as error:
+                if "Access denied" in str(error):
+                    raise AccessDenied(str(error)) from None
+                gone = run(["docker", "exec", name, "ls", ended], check=False)
+                if gone or time.monotonic() > deadline:
+                    log = run(["docker", "exec", name, "tail", "-n", "30", f"{WORK}/error.log"], check=False)
                     errors = [line for line in log.splitlines() if "[ERROR]" in line]
                     raise Failed(
                         f"a server does not start on it: {' | '.join(errors[-3:]) or log[-500:]}"
                     ) from None
                 time.sleep(0.3)
-        if params["replay"]:
-            inside(name, params["replay"], 12 * hours)
-        rows = count_rows(name, options, 4 * hours)
+        yield options
     finally:
-        run(
-            ["docker", "exec", "-u", "mysql", name, "bash", "-c",
-             f"kill -TERM $(cat {WORK}/pid); while [ -e {WORK}/pid ]; do sleep 0.1; done"],
-            check=False, timeout=hours,
-        )  # fmt: skip
-    return {"galera": galera, "binlog": binlog, "rows": rows}
+        # One that was killed leaves its file behind, and stays as a zombie: nobody waits for it there.
+        script = (
+            f"pid=$(cat {WORK}/pid) || exit 0; kill -TERM $pid; while [ -e {WORK}/pid ] && "
+            f"grep -qs '^State:[[:space:]]*[^XZ[:space:]]' /proc/$pid/status; do sleep 0.1; done; "
+            f"rm -f {WORK}/pid"
+        )
+        run(["docker", "exec", "-u", "mysql", name, "bash", "-c", script], check=False, timeout=hour)
 
 
 def read_positions(name, directory):

@@ -29,6 +29,7 @@ SECOND = "/var/backups/cloudctl-test-second"
 SMALL = "/var/backups/cloudctl-test-small"
 DUMPS = "/var/backups/cloudctl-test-dumps"
 SCHEMA = "cloudctl_test"
+USER = "cloudctl_test_account"
 
 
 def copy_site(name: str) -> SiteCopy:
@@ -55,7 +56,7 @@ def site(lab: Path) -> Iterator[SiteCopy]:
     finally:
         copied.cloudctl("schedule", "remove", "db-backup")
         copied.cloudctl("db", "forget-replaced", "--yes")
-        sql(f"DROP DATABASE IF EXISTS {SCHEMA}")
+        sql(f"DROP DATABASE IF EXISTS {SCHEMA}; DROP USER IF EXISTS {USER}; DROP ROLE IF EXISTS {USER}_role")
         run_on("deploy", f"umount {SMALL} 2>/dev/null; rm -rf {HOME}*")
         shutil.rmtree(copied.path, ignore_errors=True)
 
@@ -279,6 +280,11 @@ def test_the_runbooks_name_of_the_cloud_is_needed_for_a_restore(site: SiteCopy, 
 
 def test_a_restore_to_a_time_between_two_writes(site: SiteCopy, increment: str) -> None:
     name = yaml.safe_load((site.path / "settings.yml").read_text())["cloud"]["name"]
+    # A server without its accounts refuses such statements.
+    sql(
+        f"CREATE USER {USER}; CREATE ROLE {USER}_role; GRANT {USER}_role TO {USER};"
+        f" GRANT SELECT ON {SCHEMA}.* TO {USER}"
+    )
     sql(f"INSERT INTO {SCHEMA}.t (word) VALUES ('first')", controllers()[1])
     time.sleep(2.1)
     moment = run_on("deploy", "date -u +%Y-%m-%dT%H:%M:%SZ").strip()
@@ -308,6 +314,7 @@ def test_a_restore_to_a_time_between_two_writes(site: SiteCopy, increment: str) 
     for node in controllers():
         words = [row[0] for row in sql(f"SELECT word FROM {SCHEMA}.t ORDER BY id", node)]
         assert words == ["before", "incremental", "first"], node
+        assert len(sql(f"SHOW GRANTS FOR {USER}", node)) == 3, node
     assert synced()
     # What was there is kept until it is told to go.
     for node in controllers():

@@ -18,10 +18,12 @@ import pytest
 from site_support import make_site
 from test_backup import archive, make
 
-from cloudctl.backup import places, remote, schedule
+from cloudctl.backup import places, remote, schedule, take
+from cloudctl.backup.choose import Server
 from cloudctl.backup.manifest import Manifest
+from cloudctl.backup.nodes import Servers
 from cloudctl.backup.store import Store, check_room
-from cloudctl.errors import ApplyFailed, CheckFailed, ConfigError, UsageError
+from cloudctl.errors import ApplyFailed, CheckFailed, ConfigError, MultiError, UsageError
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Settings, Site
 from cloudctl.site.names import secret_names
@@ -162,12 +164,13 @@ def test_another_clusters_backup_is_told(store: Store, site: Site) -> None:
 def test_archived_logs_are_listed_and_damage_is_told(store: Store) -> None:
     known = archive(1, 2)
     store.save_index(known)
-    assert store.archives() == {"L": known}
+    store.save_index(replace(known, lineage="M"))
+    assert store.archives() == ({"L": known, "M": replace(known, lineage="M")}, [])
     file = store.log_directory(known) / "index.json"
     file.write_text(file.read_text().replace("9000", "9001"))
-    with pytest.raises(CheckFailed) as caught:
-        store.archives()
-    assert caught.value.ref == "backup-damaged"
+    found, damaged = store.archives()
+    assert list(found) == ["M"]
+    assert [(error.ref, error.where) for error in damaged] == [("backup-damaged", str(file))]
 
 
 def test_without_encryption_files_are_plain_and_still_checked(site: Site) -> None:
@@ -212,7 +215,7 @@ def test_backups_that_count_are_copied_once_and_read_back(store: Store, site: Si
     assert sorted(entry.name for entry in target.iterdir()) == ["a", "binlogs"]
     copied = Store(copying, target)
     copied.check_files(copied.read()[0]["a"])
-    assert list(copied.archives()) == ["L"]
+    assert list(copied.archives()[0]) == ["L"]
 
 
 def test_a_second_place_that_fails_says_that_the_backup_is_whole(
@@ -434,3 +437,31 @@ def test_units_are_written_and_removed(tmp_path: Path, monkeypatch: pytest.Monke
     assert timers.remove("p-", "x")
     assert list(tmp_path.iterdir()) == []
     assert not timers.remove("p-", "x")
+
+
+def test_what_goes_with_a_backup_is_tried_in_full_and_told_when_it_failed(
+    store: Store, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    values = {**site.settings["backup"], "dump": {"enabled": True, "directory": str(blocked)}}
+    given = replace(site, settings=Settings({**site.settings, "backup": values}))
+    server_facts = {"schemas": {}, "now": 0}
+    told = {"data_size": 1, "server": server_facts}
+    monkeypatch.setattr(take, "read_servers", lambda site: Servers(["ctl01"], {"ctl01": told}))
+    monkeypatch.setattr(take, "pick_donor", lambda *_arguments: Server("ctl01"))
+    monkeypatch.setattr(take, "_stream", lambda *_arguments: put(store, "a"))
+    monkeypatch.setattr(take.prove, "verify", lambda *_arguments: None)
+    done = []
+
+    def fails(*_arguments: object) -> None:
+        done.append("logs")
+        raise ApplyFailed("logs-failed", "no logs")
+
+    monkeypatch.setattr(take, "archive_logs", fails)
+    monkeypatch.setattr(take.places, "copy_all", lambda *_arguments: done.append("copied"))
+    with pytest.raises(MultiError) as caught:
+        take.make(given, report=lambda text: None)
+    assert [error.ref for error in caught.value.errors] == ["logs-failed", "dump-directory"]
+    assert done == ["logs", "copied"]
+    assert list(store.read()[0]) == ["a"]

@@ -114,7 +114,7 @@ def copy_all(site: Site, store: Store, manifests: Mapping[str, Manifest], report
             report(f"copying {name} to {target}")
             place.put(backup.path, [file.name for file in backup.files] + ["manifest.json"], name)
             copied.append(name)
-    for archive in store.archives().values():
+    for archive in store.archives()[0].values():
         directory = store.log_directory(archive)
         sub = f"{LOGS}/{directory.name}"
         have = set(place.run(f"mkdir -p {shlex.quote(sub)}; ls -1 {shlex.quote(sub)}").split())

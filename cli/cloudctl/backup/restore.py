@@ -111,7 +111,10 @@ def make_plan(
             archive_logs(site, store, manifests, report)
         except CloudctlError as error:
             report(f"the newest binary logs could not be fetched: {error.message}")
-    choice = choose_restore(manifests, store.archives(), to=to, at=at, now=time.time(), unverified=unverified)
+    archives, damaged = store.archives()
+    for damage in damaged:
+        report(f"left out: {damage.message} ({damage.where})")
+    choice = choose_restore(manifests, archives, to=to, at=at, now=time.time(), unverified=unverified)
     for warning in choice.warnings:
         report(warning)
     order = server_nodes(site)
@@ -177,7 +180,7 @@ def check_files(store: Store, choice: Choice) -> None:
 
 
 def _archive(store: Store, choice: Choice) -> LogArchive | None:
-    return store.archives().get(choice.backup.lineage) if choice.logs else None
+    return store.archives()[0].get(choice.backup.lineage) if choice.logs else None
 
 
 def facts_of(plan: Plan, *, at: float | None, unverified: bool, moment: float) -> dict[str, Any]:
@@ -343,7 +346,7 @@ def _choice(store: Store, facts: Mapping[str, Any]) -> Choice:
         raise unreadable[facts["backup"]]
     return choose_restore(
         manifests,
-        store.archives(),
+        store.archives()[0],
         to=facts["backup"],
         at=facts["at"],
         now=time.time(),

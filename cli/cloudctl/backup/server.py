@@ -116,9 +116,10 @@ def replay_command(place: str, logs: list[str], offset: int, until: str | None) 
     """
     stop = f" --stop-datetime={shlex.quote(until)}" if until else ""
     names = " ".join(shlex.quote(path) for path in logs)
+    # The server runs without its accounts; statements that change accounts need them.
     return (
-        f"TZ=UTC mariadb-binlog --no-defaults --skip-gtid-strict-mode --verify-binlog-checksum "
-        f"--start-position={offset}{stop} {names} | "
+        "{ echo 'FLUSH PRIVILEGES;'; TZ=UTC mariadb-binlog --no-defaults --skip-gtid-strict-mode "
+        f"--verify-binlog-checksum --start-position={offset}{stop} {names}; }} | "
         f"mariadb --no-defaults --binary-mode --max-allowed-packet=1G --socket={place}/socket"
     )
 

@@ -204,17 +204,21 @@ class Store:
 
     # -- binary logs ----------------------------------------------------------------------------
 
-    def archives(self) -> dict[str, LogArchive]:
+    def archives(self) -> tuple[dict[str, LogArchive], list[CloudctlError]]:
         """Return the archived binary logs by the lineage of their server's data directory.
 
-        Raises:
-            CheckFailed: an index is damaged.
+        Lists of logs that cannot be used are returned as errors: what is next to them still can.
         """
-        found = {}
+        found: dict[str, LogArchive] = {}
+        damaged_ones: list[CloudctlError] = []
         for file in sorted((self.directory / LOGS).glob(f"*/{INDEX}")):
-            archive = self._read_index(file)
-            found[archive.lineage] = archive
-        return found
+            try:
+                archive = self._read_index(file)
+            except CheckFailed as error:
+                damaged_ones.append(error)
+            else:
+                found[archive.lineage] = archive
+        return found, damaged_ones
 
     def log_directory(self, archive: LogArchive) -> Path:
         """Return where a server's logs are kept."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,17 @@ from cloudctl.backup.choose import (
 from cloudctl.backup.manifest import FULL, INCREMENTAL, Manifest, Position, make_id
 from cloudctl.backup.nodes import Servers, read_servers
 from cloudctl.backup.remote import Remote
-from cloudctl.backup.store import INDEX, LOGS, Store, check_room, disk_full, mebibytes, open_private, sync
-from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, Unreachable, UsageError, VerifyFailed
+from cloudctl.backup.store import INDEX, LOGS, Store, check_room, mebibytes, open_private, sync
+from cloudctl.errors import (
+    ApplyFailed,
+    CheckFailed,
+    CloudctlError,
+    ConfigError,
+    MultiError,
+    Unreachable,
+    UsageError,
+    VerifyFailed,
+)
 from cloudctl.runs.lock import SiteLock
 from cloudctl.site.model import Site
 
@@ -90,13 +101,29 @@ def make(
         manifests[name] = backup
         if verify:
             prove.verify(site, store, manifests, backup, servers, report)
-        archive_logs(site, store, manifests, report)
+        # The backup is complete: whatever of the rest fails, the other parts of it are still done.
+        problems: list[CloudctlError] = []
+        with _collected(problems):
+            archive_logs(site, store, manifests, report)
         if site.get("backup.dump.enabled") and kind == FULL if dump is None else dump:
-            path = write_dump(site, donor.node, before["schemas"], report)
-            backup.dump = str(path)
-            store.save(backup)
-        places.copy_all(site, store, manifests, report)
+            with _collected(problems):
+                path = write_dump(site, donor.node, before["schemas"], report)
+                backup.dump = str(path)
+                store.save(backup)
+        with _collected(problems):
+            places.copy_all(site, store, manifests, report)
+        if problems:
+            report(f"{name} is complete, but not all that belongs to it")
+            raise problems[0] if len(problems) == 1 else MultiError(problems)
         return backup
+
+
+@contextmanager
+def _collected(problems: list[CloudctlError]) -> Iterator[None]:
+    try:
+        yield
+    except CloudctlError as error:
+        problems.append(error)
 
 
 def pick_donor(servers: Servers, manifests: Mapping[str, Manifest], from_writer: bool) -> Server:
@@ -221,15 +248,25 @@ def archive_logs(site: Site, store: Store, manifests: Mapping[str, Manifest], re
     servers = read_servers(site, action="rotate", nodes=wanted)
     for node, error in servers.failed.items():
         report(f"{node}: its binary logs were not fetched: {error.message}")
-    archives = store.archives()
+    archives, damaged = store.archives()
+    for damage in damaged:
+        report(f"{damage.message} ({damage.where}); {damage.hint}")
     for node, found in servers.found.items():
         lineage = found["lineage"]
         if lineage not in first:
             continue
         archive = archives.get(lineage) or LogArchive(node, lineage)
+        if lineage not in archives:
+            # A list that cannot be used makes room for a new one of what the server still has.
+            _set_aside(store.log_directory(archive) / INDEX)
         count = _fetch_logs(site, store, archive, found, first[lineage])
         if count:
             report(f"{node}: {count} binary log{'s' * (count != 1)} archived")
+
+
+def _set_aside(index: Path) -> None:
+    if index.exists():
+        index.rename(index.with_name(f"earlier-{int(time.time())}-{INDEX}"))
 
 
 def read_order(site: Site) -> list[str]:
@@ -243,8 +280,7 @@ def _fetch_logs(site: Site, store: Store, archive: LogArchive, found: Mapping[st
     known = {log.name: log for log in archive.logs}
     if any(log["name"] in known and known[log["name"]].begins != log["begins"] for log in found["logs"]):
         # The server began to count anew: what is there belongs to an earlier count and is kept apart.
-        index = store.log_directory(archive) / INDEX
-        index.rename(index.with_name(f"earlier-{int(time.time())}-{INDEX}"))
+        _set_aside(store.log_directory(archive) / INDEX)
         archive.logs.clear()
         known = {}
     directory = store.log_directory(archive)
@@ -360,8 +396,10 @@ def prune(site: Site, keep: int, *, report: Report, dry_run: bool = False) -> di
         manifests, unreadable = store.read()
         gone = choose_prune(manifests, keep)
         kept = {name: manifest for name, manifest in manifests.items() if name not in gone}
-        archives = store.archives()
+        archives, _damaged = store.archives()
         # What cannot be read may still need logs.
+        for error in unreadable.values() if any(archive.logs for archive in archives.values()) else ():
+            report(f"binary logs stay as long as this cannot be read: {error.message} ({error.where})")
         logs = prune_logs(archives.values(), kept.values()) if kept and not unreadable else {}
         directory = Path(site.get("backup.dump.directory"))
         dumps = sorted(directory.glob(f"{DUMP}.*.sql"), reverse=True)[keep:] if directory.is_dir() else []
@@ -415,8 +453,17 @@ def write_dump(site: Site, node: str, schemas: Mapping[str, int], report: Report
         ApplyFailed, VerifyFailed: it is not complete; the earlier one is as it was.
     """
     directory = Path(site.get("backup.dump.directory"))
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory.chmod(0o700)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        for left in directory.glob(f".{DUMP}.*.partial"):  # by a run that was killed
+            left.unlink()
+    except OSError as error:
+        raise ConfigError(
+            "dump-directory", f"the directory of dumps cannot be used: {error.strerror}",
+            where=str(directory),
+            hint="the backup itself is complete; the setting backup.dump.directory names the directory",
+        ) from None  # fmt: skip
     final = directory / f"{DUMP}.{datetime.now().strftime('%Y_%m_%d')}.sql"
     partial = directory / f".{final.name}.partial"
     report(f"{node}: writing the logical dump {final}")
@@ -433,6 +480,7 @@ def write_dump(site: Site, node: str, schemas: Mapping[str, int], report: Report
                 found |= databases_in(tail + piece)
                 tail = (tail + piece)[-4096:]
             stream.flush()
+            os.fsync(stream.fileno())
         missing = sorted(set(schemas) - {"sys", "mysql"} - found)
         if b"-- Dump completed" not in tail or missing:
             raise VerifyFailed(
@@ -445,9 +493,12 @@ def write_dump(site: Site, node: str, schemas: Mapping[str, int], report: Report
     except OSError as error:
         partial.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(directory) from None
+            raise ApplyFailed(
+                "disk-full", "the disk is full: the backup is complete, its logical dump is not written",
+                where=str(directory), hint="make room there, or give backup.dump.directory another disk",
+            ) from None  # fmt: skip
         raise
-    except CloudctlError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
     return final

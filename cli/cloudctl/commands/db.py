@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from cloudctl.console import Console, Masker, duration, output_option
-from cloudctl.errors import CheckFailed, CloudctlError, UsageError
+from cloudctl.errors import CloudctlError, UsageError
 from cloudctl.runs.lock import SiteLock
 from cloudctl.runs.record import RunRecord
 from cloudctl.site.load import load_site
@@ -172,11 +172,10 @@ def list_command(site_path: Path, output: str) -> None:
     site, console = _open(site_path, output)
     store = Store(site)
     manifests, unreadable = store.read()
-    try:
-        times = spans(manifests, store.archives())
-    except CheckFailed as error:
-        times = []
+    archives, damaged = store.archives()
+    for error in damaged:
         console.error(error.render())
+    times = spans(manifests, archives)
     data = {
         "directory": str(store.directory),
         "backups": [manifests[name].as_dict() for name in sorted(manifests)],
