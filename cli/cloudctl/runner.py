@@ -141,6 +141,8 @@ def environment(site: Path, private: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH", "")])),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "CLOUDCTL_SITE": str(site),
+        # what the playbook renders is removed by the command that runs it
+        "CLOUDCTL_RUN": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 

@@ -14,7 +14,7 @@ from cloudctl.engine import plan, workspace
 
 
 class ActionModule(ActionBase):
-    """Decide what is to be done; write it down for the command line."""
+    """Decide what is to be done and write it down for the command line; or take what was decided."""
 
     TRANSFERS_FILES = False
 
@@ -22,10 +22,13 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         arguments = self._task.args
         work = workspace.open_workspace(Path(arguments["site"]))
-        made = plan.select(
-            work.plan(), nodes=_names(arguments.get("nodes")), services=_names(arguments.get("services"))
-        )
-        work.write_plan(made)
+        if arguments.get("made"):
+            made = work.made_plan()
+        else:
+            made = plan.select(
+                work.plan(), nodes=_names(arguments.get("nodes")), services=_names(arguments.get("services"))
+            )
+            work.write_plan(made)
         return {
             **result,
             "changed": False,

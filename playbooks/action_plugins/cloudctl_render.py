@@ -22,7 +22,8 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
         try:
-            index = workspace.render(Path(self._task.args["site"]))
+            site = workspace.site_root(Path(self._task.args["site"]))
+            index = workspace.render(site)
         except CloudctlError as error:
             return {**result, "failed": True, "msg": error.render(), "cloudctl_error": error.as_dict()}
         leader = index["ceph_leader"]
@@ -30,5 +31,6 @@ class ActionModule(ActionBase):
             **result,
             "changed": False,
             "nodes": index["nodes"],
+            "cloudctl_workspace": str(workspace.workspace_path(site)),
             "ceph_leader": [leader] if leader else [],
         }

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
+import pytest
+
+from cloudctl.engine.definitions import load_services
+from cloudctl.lab import nodes as lab_nodes
+from cloudctl.lab import sitedir
+from cloudctl.lab.topology import topology
 from cloudctl.site.create import QUESTIONS, create_site
+from cloudctl.site.secrets import generate
 
 SERVICES = {
     "alpha": """
@@ -48,3 +56,21 @@ def edit(site: Path, file: str, old: str, new: str) -> str:
     position = text.index(old)
     same = len(re.match(r"\s*", new).group()) if new else 0  # type: ignore[union-attr]
     return f"{file}:{text.count(chr(10), 0, position) + new.count(chr(10), 0, same) + 1}"
+
+
+def lab_site(path: Path) -> Path:
+    """Make the site of a small lab, with secrets and locked images, but no lab; return its directory."""
+    path.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sitedir, "SITE", path)
+        patch.setattr(lab_nodes, "STATE", path)
+        patch.setattr(sitedir, "public_key", lambda: "ssh-ed25519 AAAA test")
+        patch.setattr(lab_nodes, "host_key", lambda node: f"ssh-ed25519 {node.name}")
+        sitedir.write(topology("small").values(), lambda line: None)
+        images = {container.image for service in load_services() for container in service.containers}
+        lock = {
+            image: {"reference": f"10.10.10.2:5000/{image}@sha256:{'0' * 64}"} for image in images | {"ceph"}
+        }
+        (path / "images.lock.json").write_text(json.dumps(lock))
+        generate(path)
+    return path

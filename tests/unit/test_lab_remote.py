@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -94,6 +95,19 @@ def test_an_absent_deploy_node_is_unreachable(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(CloudctlError) as caught:
         remote.reexec(["status"], tmp_path)
     assert caught.value.exit_code == 5
+
+
+def test_who_typed_it_travels_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / remote.MARKER).write_text('{"deploy": "some-node"}')
+    program = tmp_path / "podman"
+    program.write_text('#!/bin/sh\n[ "$1" = exec ] || exec echo true\nprintf "%s\\n" "$@" >"$0.said"\n')
+    program.chmod(0o700)
+    monkeypatch.setattr(remote, "podman", lambda: (str(program),))
+    monkeypatch.setenv("SUDO_USER", "kim")
+    monkeypatch.delenv("CLOUDCTL_CALLER", raising=False)
+    assert remote.reexec(["status"], tmp_path) == 0
+    said = (tmp_path / "podman.said").read_text().splitlines()
+    assert f"--env=CLOUDCTL_CALLER=kim@{socket.gethostname()}" in said
 
 
 @pytest.mark.parametrize(("role", "expected"), [("deploy\n", True), ("control\n", False), (None, False)])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cloudctl.errors import ApplyFailed, LockHeld, UsageError
-from cloudctl.runs.lock import SiteLock
+from cloudctl.runs.lock import SiteLock, caller
 from cloudctl.runs.record import RunRecord, find_run, list_runs, mask_arguments, read_run
 
 CLI = str(Path(__file__).resolve().parents[2] / "cli")
@@ -50,10 +50,17 @@ def test_second_run_is_told_who_holds_the_lock(tmp_path: Path, monkeypatch: pyte
     assert refused.value.exit_code == 8
 
 
+def test_a_job_of_awx_is_told_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLOUDCTL_CALLER", raising=False)
+    monkeypatch.setenv("AWX_HOST", "https://awx.example")
+    monkeypatch.setenv("JOB_ID", "42")
+    assert caller().startswith("awx-job-42@")
+
+
 def test_lock_of_a_killed_run_is_free(tmp_path: Path) -> None:
     process = child(
         "import sys,time,pathlib,subprocess\n"
-        "from cloudctl.runs.lock import SiteLock\n"
+        "from cloudctl.runs.lock import SiteLock, caller\n"
         "SiteLock(pathlib.Path(sys.argv[1]), 'deploy').acquire()\n"
         "subprocess.Popen(['sleep', '3'])\n"  # a child left behind must not keep the lock
         "print('ready', flush=True); time.sleep(60)\n",

@@ -2,107 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cloudctl.console import Console, Masker, duration, output_option
+from cloudctl.console import Console, duration, output_option
 from cloudctl.engine import plan as planning
-from cloudctl.engine import workspace
-from cloudctl.engine.definitions import load_services
+from cloudctl.engine.opening import Opening, check_selection, opening
 from cloudctl.errors import CheckFailed, CloudctlError, MultiError, UsageError
-from cloudctl.runner import run_playbook
-from cloudctl.runs.lock import SiteLock
-from cloudctl.runs.record import RunRecord
-from cloudctl.site.load import load_site
 from cloudctl.site.model import Site
 
+__all__ = ["check_selection", "command"]
 
-class Progress:
-    """Shows where a run is: a line for each phase and for each node that finished a step."""
-
-    def __init__(self, console: Console, record: RunRecord) -> None:
-        self._console = console
-        self._record = record
-        self._play = ""
-
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        """Take one event of the playbook's run."""
-        data = event.get("event_data") or {}
-        kind = event.get("event")
-        if kind == "playbook_on_play_start":
-            self._play = str(data.get("name") or data.get("play") or "")
-        elif kind in ("runner_on_ok", "runner_on_failed", "runner_on_unreachable"):
-            host, res = str(data.get("host")), data.get("res") or {}
-            seconds = data.get("duration")
-            self._record.event(
-                {
-                    "play": self._play,
-                    "task": data.get("task"),
-                    "node": host,
-                    "result": kind,
-                    "seconds": seconds,
-                }
-            )
-            done = [entry for entry in res.get("done") or [] if isinstance(entry, Mapping)]
-            if kind != "runner_on_ok":
-                self.line(f"{self._play}: {host}: {'unreachable' if 'unreach' in kind else 'failed'}")
-            elif done:
-                self._record.changed([{"node": host, **entry} for entry in done])
-                self.line(f"{self._play}: {host}: {_what(done)}")
-
-    def line(self, text: str) -> None:
-        """Print a line with the time since the start, and keep it in the record."""
-        self._console.progress(text)
-        self._record.log(f"[{self._console.elapsed:7.1f} s] {text}")
-
-
-def _what(done: Sequence[Mapping[str, Any]]) -> str:
-    counts: dict[str, int] = {}
-    for entry in done:
-        key = f"{entry.get('kind', 'change')} {entry.get('action', '')}".strip()
-        counts[key] = counts.get(key, 0) + 1
-    return ", ".join(f"{count} x {key}" if count > 1 else key for key, count in counts.items())
-
-
-def check_selection(site: Site, services: Sequence[str], nodes: Sequence[str]) -> None:
-    """Refuse names that are not there.
-
-    Raises:
-        UsageError: unknown service or node, with a suggestion.
-    """
-    known = {"service": [service.name for service in load_services(site.path)], "node": list(site.nodes)}
-    for kind, names in (("service", services), ("node", nodes)):
-        for name in names:
-            if name not in known[kind]:
-                close = get_close_matches(name, known[kind], 1)
-                hint = f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(known[kind])}"
-                raise UsageError(f"{kind}-unknown", f"there is no {kind} {name!r}", hint=hint)
-
-
-def make_plan(
-    site_path: Path, services: Sequence[str], nodes: Sequence[str], progress: Progress
-) -> dict[str, Any]:
-    """Run the plan's playbook; return the plan."""
-    try:
-        extra = {"cloudctl_services": list(services), "cloudctl_nodes": list(nodes)}
-        result = run_playbook(site_path, "plan", extra, on_event=progress)
-        result.raise_for_failure()
-        return read_plan(site_path)
-    finally:
-        workspace.remove(site_path)
-
-
-def read_plan(site_path: Path) -> dict[str, Any]:
-    """Return the plan that the last run made."""
-    found: dict[str, Any] = json.loads((site_path / ".cloudctl" / "plan.json").read_text(encoding="utf-8"))
-    return found
+FRESH = 60.0
+"""Seconds for which a plan counts: a question answered later than that is asked again of the nodes."""
 
 
 def refuse(made: Mapping[str, Any]) -> None:
@@ -128,6 +45,31 @@ def refuse(made: Mapping[str, Any]) -> None:
         raise errors[0] if len(errors) == 1 else MultiError(errors)
 
 
+def agree(run: Opening, made: dict[str, Any]) -> dict[str, Any]:
+    """Ask whether to do this plan; return the one that was agreed to.
+
+    Whoever answers late is not held to what was true earlier: the nodes are read again, and what is another
+    plan by then is shown and asked about anew.
+
+    Raises:
+        click.Abort: no.
+    """
+    while True:
+        for line in planning.describe(made, diff=False):
+            run.console.progress(line)
+        asked = time.monotonic()
+        click.confirm("Do this?", abort=True, err=True)
+        if time.monotonic() - asked < FRESH:
+            return made
+        run.progress.line("the plan is not fresh any more: reading every node again")
+        again = run.read()
+        refuse(again)
+        if not again["changes"] or planning.same(made, again):
+            return again
+        made = again
+        run.progress.line(f"the cloud has changed since the plan was shown: {planning.summary(made)}")
+
+
 @click.command()
 @click.option("--service", "services", multiple=True, metavar="NAME", help="Only this service (repeatable).")
 @click.option("--node", "nodes", multiple=True, metavar="NAME", help="Only this node (repeatable).")
@@ -142,43 +84,29 @@ def command(
     Shows the plan's summary, then does it. Run again, it changes nothing and says so; interrupted at any
     point, running it again goes on.
     """
-    site = load_site(site_path)
-    check_selection(site, services, nodes)
-    masker = Masker.for_secrets(site.secrets)
-    console = Console(output, masker=masker)
     started = time.monotonic()
-    with (
-        SiteLock(site_path, "deploy"),
-        RunRecord(site_path, "deploy", sys.argv[1:], mask=masker.mask) as record,
-    ):
-        progress = Progress(console, record)
-        progress.line("reading every node")
-        made = make_plan(site_path, services, nodes, progress)
-        progress.line(f"plan: {planning.summary(made)}")
-        changed: list[dict[str, Any]] = []
+    with opening("deploy", site_path, services, nodes, output) as run:
+        run.progress.line("reading every node")
+        made = run.read()
+        run.progress.line(f"plan: {planning.summary(made)}")
         refuse(made)
-        if made["changes"]:
-            if not yes and sys.stdin.isatty():
-                for line in planning.describe(made, diff=False):
-                    console.progress(line)
-                click.confirm("Do this?", abort=True, err=True)
-            elif not yes:
+        changed: list[dict[str, Any]] = []
+        if made["changes"] and not yes:
+            if not sys.stdin.isatty():
                 raise UsageError(
                     "confirmation-needed",
                     "deploy would change the cloud, and there is no terminal to ask on",
                     hint="look at cloudctl plan, then give --yes",
                 )  # fmt: skip
-            try:
-                extra = {"cloudctl_services": list(services), "cloudctl_nodes": list(nodes)}
-                result = run_playbook(site_path, "deploy", extra, on_event=progress)
-                result.raise_for_failure(changing=True)
-                changed = result.changed
-            finally:
-                workspace.remove(site_path)
+            made = agree(run, made)
+        if made["changes"]:
+            changed = run.apply()
+            for line in planning.surprises(made, changed):
+                run.progress.line(line)
         seconds = time.monotonic() - started
-        console.result(
+        run.console.result(
             {"changed": changed, "seconds": round(seconds, 1), "summary": planning.summary(made)},
-            lambda: _text(console, site, made, seconds),
+            lambda: _text(run.console, run.site, made, seconds),
         )
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from cloudctl.commands import deploy
-from cloudctl.console import Console, Masker, output_option
+from cloudctl.console import output_option
 from cloudctl.engine import plan as planning
-from cloudctl.runs.lock import SiteLock
-from cloudctl.runs.record import RunRecord
-from cloudctl.site.load import load_site
+from cloudctl.engine.opening import opening
 
 
 @click.command()
@@ -28,16 +24,12 @@ def command(
 
     Changes nothing.
     """
-    site = load_site(site_path)
-    deploy.check_selection(site, services, nodes)
-    masker = Masker.for_secrets(site.secrets)
-    console = Console(output, masker=masker)
-    with SiteLock(site_path, "plan"), RunRecord(site_path, "plan", sys.argv[1:], mask=masker.mask) as record:
-        made = deploy.make_plan(site_path, services, nodes, deploy.Progress(console, record))
+    with opening("plan", site_path, services, nodes, output) as run:
+        made = run.read()
 
     def text() -> None:
         for line in planning.describe(made, diff=not no_diff):
-            console.line(line)
-        console.line(f"Plan: {planning.summary(made)}.")
+            run.console.line(line)
+        run.console.line(f"Plan: {planning.summary(made)}.")
 
-    console.result(made, text)
+    run.console.result(made, text)

@@ -81,6 +81,11 @@ def build(
         if entry is None:
             scope.append(entry := {"name": leader, "todo": {}})
         entry["todo"]["ceph"] = ["all"]
+    for host, paths in due_devices(ceph).items():
+        entry = next((item for item in scope if item["name"] == host), None)
+        if entry is None:
+            scope.append(entry := {"name": host, "todo": {}})
+        entry["todo"]["devices"] = paths
     totals = {
         "nodes": len(nodes),
         **{
@@ -99,6 +104,16 @@ def build(
             node: list(found["unhealthy"]) for node, found in observed.items() if found["unhealthy"]
         },
     }
+
+
+def due_devices(ceph: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return by node the devices on which OSDs are to be made."""
+    due: dict[str, list[str]] = {}
+    for change in ceph:
+        if change["kind"] == "osd" and change["action"] == "create":
+            host, _colon, path = str(change["name"]).partition(":")
+            due.setdefault(host, []).append(path)
+    return due
 
 
 def steps(changes: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -161,6 +176,41 @@ def select(plan: Spec, *, nodes: Sequence[str] = (), services: Sequence[str] = (
         "totals": {"nodes": len(kept), **totals, "ceph": 0},
         "changes": bool(kept),
     }
+
+
+def same(plan: Spec, other: Spec) -> bool:
+    """Whether two plans would change the same."""
+    return all(plan[key] == other[key] for key in ("nodes", "ceph"))
+
+
+def surprises(plan: Spec, changed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what a deploy did otherwise than planned, because the node had changed in between.
+
+    Every step compares again what it is about to change, so that nothing is done twice or blindly.
+
+    Args:
+        changed: what was done: ``node``, ``kind`` and ``name`` of files and containers (others are left out).
+
+    Returns:
+        One line for each node.
+    """
+    done: dict[str, set[tuple[str, str]]] = {}
+    for entry in changed:
+        if entry.get("kind") in ("file", "container"):
+            done.setdefault(str(entry["node"]), set()).add((str(entry["kind"]), str(entry["name"])))
+    lines = []
+    for node in sorted({*plan["nodes"], *done}):
+        changes = plan["nodes"].get(node) or {"files": [], "containers": []}
+        wanted = {("file", str(change["path"])) for change in changes["files"]}
+        wanted |= {("container", str(change["name"])) for change in changes["containers"]}
+        had = done.get(node, set())
+        parts = []
+        for title, items in (("right already", wanted - had), ("changed as well", had - wanted)):
+            if items:
+                parts.append(f"{title}: {_shorten([' '.join(item) for item in sorted(items)])}")
+        if parts:
+            lines.append(f"{node} was not as planned when its turn came; {'; '.join(parts)}")
+    return lines
 
 
 def describe(plan: Spec, *, diff: bool = True) -> list[str]:

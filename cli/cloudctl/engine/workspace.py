@@ -17,10 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cloudctl.ceph.desired import device_arguments
 from cloudctl.console import MASK, Masker
 from cloudctl.engine import plan as planning
 from cloudctl.engine.render import render_site
-from cloudctl.errors import ConfigError
+from cloudctl.errors import ConfigError, Unreachable
 from cloudctl.site.load import load_site
 
 Spec = dict[str, Any]
@@ -92,19 +93,14 @@ class Workspace:
         }
         return {"desired": self._ceph["desired"], "secrets": self._ceph["secrets"], "devices": devices}
 
-    def devices_wanted(self, node: str) -> Spec | None:
-        """Return the arguments with which a node's OSD devices are checked; None where it has none."""
+    def devices_wanted(self, node: str, mode: str = "devices") -> Spec | None:
+        """Return the arguments with which a node's OSD devices are checked (or prepared); None where it has none."""
         if not self.ceph_name():
             return None
-        osds = [osd for osd in self._ceph["desired"]["osds"] if osd["host"] == node]
-        if not osds:
+        desired = self._ceph["desired"]
+        if not any(osd["host"] == node for osd in desired["osds"]):
             return None
-        return {
-            "mode": "devices",
-            "fsid": self._ceph["desired"]["fsid"],
-            "data": [osd["data"] for osd in osds],
-            "journals": [osd["journal"] for osd in osds if osd["journal"]],
-        }
+        return device_arguments(desired, node, mode)
 
     def observed(self, name: str) -> Spec:
         """Return what a node (or ``ceph``) reported."""
@@ -122,15 +118,40 @@ class Workspace:
         _write(self.path / "observed" / f"{node}.json", json.dumps(self._mask(observed)))
 
     def plan(self) -> Spec:
-        """Return the plan from all that the nodes reported."""
+        """Return the plan from all that the nodes reported.
+
+        Raises:
+            Unreachable: a node has not: a plan without it would be no plan.
+        """
         specs = {node: self.spec(node) for node in self.index["nodes"]}
         observed = {node: self.observed(node) for node in specs}
+        if silent := [node for node, found in observed.items() if not found]:
+            raise Unreachable(
+                "node-unread", f"no plan without {', '.join(silent)}: nothing is known of what is there",
+                where=", ".join(silent),
+            )  # fmt: skip
         ceph = self.observed("ceph").get("changes", [])
         return planning.build(specs, observed, ceph, self.ceph_name())
 
     def write_plan(self, plan: Spec) -> None:
         """Write the plan where the command line reads it (it holds no secret)."""
+        _write(self.path / "plan.json", json.dumps(plan))
         _write(self.path.parent / "plan.json", json.dumps(plan))
+
+    def made_plan(self) -> Spec:
+        """Return the plan that was made from this very rendering.
+
+        Raises:
+            ConfigError: none was made.
+        """
+        try:
+            found: Spec = json.loads((self.path / "plan.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(
+                "plan-missing", "no plan was made from what is rendered", where=str(self.path),
+                hint="run deploy.yml without cloudctl_planned",
+            ) from None  # fmt: skip
+        return found
 
     def _mask(self, value: Any) -> Any:
         if isinstance(value, str):

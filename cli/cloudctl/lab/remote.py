@@ -13,6 +13,7 @@ from types import FrameType
 
 from cloudctl.errors import Unreachable
 from cloudctl.lab.podman import podman
+from cloudctl.runs.lock import caller
 
 MARKER = "lab.json"
 _ROLE = Path("/etc/cloudctl-lab/role")
@@ -72,6 +73,8 @@ def _run(inner: list[str], container: str, site: Path, fifo: Path, line: int) ->
     environment = {name: os.environ[name] for name in _PASSED_ENVIRONMENT if name in os.environ}
     environment |= {name: value for name, value in os.environ.items() if name.startswith("CLOUDCTL_")}
     environment["CLOUDCTL_SITE"] = str(site)
+    # In the node everybody is root: the records there name the person who typed it here.
+    environment["CLOUDCTL_CALLER"] = caller()
     command = [
         *(*podman(), "exec", "--workdir", str(site)),
         *(["-it"] if terminal else ["-i"] if piped_input else []),

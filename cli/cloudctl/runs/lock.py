@@ -46,12 +46,14 @@ def state_directory(site_path: Path) -> Path:
 def caller() -> str:
     """Return ``user@host`` of the person behind this process.
 
-    ``CLOUDCTL_CALLER`` says it when the command was handed on from another machine (as the lab does),
-    ``SUDO_USER`` when it runs under sudo.
+    ``CLOUDCTL_CALLER`` says it when the command was handed on from another machine (as the lab and the
+    playbooks do), ``SUDO_USER`` when it runs under sudo. A job of AWX is told by its number.
     """
     handed_on = os.environ.get("CLOUDCTL_CALLER")
     if handed_on:
         return handed_on
+    if os.environ.get("AWX_HOST") and os.environ.get("JOB_ID"):
+        return f"awx-job-{os.environ['JOB_ID']}@{socket.gethostname()}"
     try:
         user = os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):  # a uid without an account
