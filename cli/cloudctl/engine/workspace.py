@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cloudctl.ceph.desired import device_arguments
 from cloudctl.console import MASK, Masker
 from cloudctl.engine import plan as planning
 from cloudctl.engine.render import render_site
@@ -93,14 +92,19 @@ class Workspace:
         }
         return {"desired": self._ceph["desired"], "secrets": self._ceph["secrets"], "devices": devices}
 
-    def devices_wanted(self, node: str, mode: str = "devices") -> Spec | None:
-        """Return the arguments with which a node's OSD devices are checked (or prepared); None where it has none."""
+    def devices_wanted(self, node: str) -> Spec | None:
+        """Return the arguments with which a node's OSD devices are checked; None where it has none."""
         if not self.ceph_name():
             return None
-        desired = self._ceph["desired"]
-        if not any(osd["host"] == node for osd in desired["osds"]):
+        osds = [osd for osd in self._ceph["desired"]["osds"] if osd["host"] == node]
+        if not osds:
             return None
-        return device_arguments(desired, node, mode)
+        return {
+            "mode": "devices",
+            "fsid": self._ceph["desired"]["fsid"],
+            "data": [osd["data"] for osd in osds],
+            "journals": [osd["journal"] for osd in osds if osd["journal"]],
+        }
 
     def observed(self, name: str) -> Spec:
         """Return what a node (or ``ceph``) reported."""
