@@ -297,19 +297,27 @@ def test_an_unknown_backup_is_a_mistake_of_the_command_line() -> None:
 def test_an_increment_is_based_on_the_newest_that_counts() -> None:
     donor = Server("ctl03", "Synced", True, 0, "L")
     known = chain3()
-    base, _ = find_base(known, donor)
+    base, _ = find_base(known, donor, 9)
     assert base is known["3"]
     known["3"] = replace(known["3"], failure="broken")
-    base, _ = find_base(known, donor)
+    base, _ = find_base(known, donor, 9)
     assert base is known["2"]
     known["1"] = replace(known["1"], verified=None)
-    base, why = find_base(known, donor)
+    base, why = find_base(known, donor, 9)
     assert base is None and "failed its verification" in why
-    base, why = find_base(chain3(), replace(donor, lineage="M"))
+    base, why = find_base(chain3(), replace(donor, lineage="M"), 9)
     assert base is None and "another data directory" in why
-    base, why = find_base(chain3(), replace(donor, node="ctl02", lineage="M"))
+    base, why = find_base(chain3(), replace(donor, node="ctl02", lineage="M"), 9)
     assert base is None and "came from ctl03" in why
-    assert find_base({}, donor)[0] is None
+    assert find_base({}, donor, 9)[0] is None
+
+
+def test_increments_end_so_that_old_ones_can_be_pruned() -> None:
+    donor = Server("ctl03", "Synced", True, lineage="L")
+    known = chain3()
+    assert find_base(known, donor, 3)[0] is known["3"]
+    base, why = find_base(known, donor, 2)
+    assert base is None and why == "1 has 2 increments already"
 
 
 def test_backups_that_were_not_verified_need_a_flag_and_failed_ones_are_never_used() -> None:

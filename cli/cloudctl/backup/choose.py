@@ -103,8 +103,16 @@ def _broken(wanted: str, why: str) -> CheckFailed:
     )  # fmt: skip
 
 
-def find_base(manifests: Mapping[str, Manifest], server: Server) -> tuple[Manifest | None, str]:
-    """Return the newest backup that an increment from this server can be based on, else None and why."""
+def find_base(
+    manifests: Mapping[str, Manifest], server: Server, longest: int
+) -> tuple[Manifest | None, str]:
+    """Return the newest backup that an increment from this server can be based on, else None and why.
+
+    Args:
+        manifests: all readable backups.
+        server: what gives the increment.
+        longest: increments that may follow a full backup: an endless chain could never be pruned.
+    """
     why = "there is no verified backup yet"
     for name in sorted(manifests, reverse=True):
         manifest = manifests[name]
@@ -116,7 +124,10 @@ def find_base(manifests: Mapping[str, Manifest], server: Server) -> tuple[Manife
                 why = f"the last backup came from {manifest.node}, which cannot give one now"
             continue
         try:
-            if all(part.counts for part in chain_of(manifests, name)):
+            chain = chain_of(manifests, name)
+            if len(chain) > longest:
+                return None, f"{chain[0].id} has {len(chain) - 1} increments already"
+            if all(part.counts for part in chain):
                 return manifest, ""
             why = f"{name} is based on one that failed its verification"
         except CheckFailed as error:

@@ -84,7 +84,7 @@ def make(
         donor = pick_donor(servers, manifests, from_writer)
         base: Manifest | None = None
         if kind == INCREMENTAL:
-            base, why = find_base(manifests, donor)
+            base, why = find_base(manifests, donor, int(site.get("backup.increments")))
             if base is None:
                 report(f"a full backup instead of an incremental one: {why}")
                 kind = FULL

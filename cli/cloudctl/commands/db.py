@@ -136,7 +136,8 @@ def _what_backup(site: Site, kind: str, from_writer: bool) -> dict[str, Any]:
     manifests, _unreadable = store.read()
     servers = read_servers(site)
     donor = take.pick_donor(servers, manifests, from_writer)
-    base, why = find_base(manifests, donor) if kind == "incremental" else (None, "")
+    longest = int(site.get("backup.increments"))
+    base, why = find_base(manifests, donor, longest) if kind == "incremental" else (None, "")
     writer = find_writer(servers.judged())
     return {
         "kind": "incremental" if base else "full",
