@@ -470,7 +470,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(cloudctl, "backup", backup, raising=False)
     monkeypatch.setitem(__import__("sys").modules, "cloudctl.backup", backup)
-    galera = SimpleNamespace(read_members=lambda site: {})
+    galera = SimpleNamespace(read_members=lambda site, **options: {})
     monkeypatch.setattr(cloudctl, "galera", galera, raising=False)
     monkeypatch.setitem(__import__("sys").modules, "cloudctl.galera", galera)
     return log
@@ -664,7 +664,7 @@ def test_the_database_is_copied_first_unless_an_ordered_shutdown_left_it_whole(
         asked.update(options)
         return SimpleNamespace(size=2, uuid="u", position=1, chosen="c1", reason="it is the newest")
 
-    monkeypatch.setattr(galera, "read_members", lambda site: dict.fromkeys(["c1", "c2"]))
+    monkeypatch.setattr(galera, "read_members", lambda site, **options: dict.fromkeys(["c1", "c2"]))
     monkeypatch.setattr(galera, "is_healthy", lambda members: False)
     monkeypatch.setattr(galera, "recover", recover)
     monkeypatch.setattr(start.containers, "start", lambda *a, **k: {})

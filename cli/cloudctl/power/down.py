@@ -356,7 +356,7 @@ def _stop_database(world: World, journal: Journal, stage: Stage) -> str:
 
     if "galera_complete" not in journal.facts:
         # Nobody writes any more: what all members have now is all that there is.
-        journal.keep(galera_complete=complete_members(galera.read_members(world.site)))
+        journal.keep(galera_complete=complete_members(galera.read_members(world.site, probe=False)))
     complete = journal.facts["galera_complete"]
     order = sorted(reversed(members), key=lambda node: node in complete)
     for node in order:

@@ -55,7 +55,7 @@ def recover_database(
         for node, names in stage.containers().items()
         if node not in absent
     }
-    members = galera.read_members(world.site)
+    members = galera.read_members(world.site, probe=False)
     missing = [node for node in members if node in absent]
     if galera.is_healthy({node: m for node, m in members.items() if node not in absent}):
         detail = "healthy already"
