@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import importlib.util
 import json
 import os
@@ -23,7 +24,7 @@ from cloudctl.backup.choose import Server
 from cloudctl.backup.manifest import Manifest
 from cloudctl.backup.nodes import Servers
 from cloudctl.backup.store import Store, check_room
-from cloudctl.errors import ApplyFailed, CheckFailed, ConfigError, MultiError, UsageError
+from cloudctl.errors import ApplyFailed, CheckFailed, ConfigError, MultiError, UsageError, VerifyFailed
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Settings, Site
 from cloudctl.site.names import secret_names
@@ -465,3 +466,39 @@ def test_what_goes_with_a_backup_is_tried_in_full_and_told_when_it_failed(
     assert [error.ref for error in caught.value.errors] == ["logs-failed", "dump-directory"]
     assert done == ["logs", "copied"]
     assert list(store.read()[0]) == ["a"]
+
+
+class Dumped:
+    """A remote dump of two databases."""
+
+    def __init__(self, *_arguments: object, **_options: object) -> None:
+        pass
+
+    def __enter__(self) -> Dumped:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        pass
+
+    def pieces(self) -> Iterator[bytes]:
+        text = b"-- Current Database: `a`\n-- Current Database: `b`\n-- Dump completed on 1"
+        yield gzip.compress(text)
+
+
+def test_a_dump_lacks_only_what_is_still_there(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {**site.settings["backup"], "dump": {"enabled": True, "directory": str(tmp_path / "dumps")}}
+    given = replace(site, settings=Settings({**site.settings, "backup": values}))
+    after = {"server": {"schemas": {"a": 1, "b": 1, "kept": 1}}}
+    monkeypatch.setattr(take, "Remote", Dumped)
+    monkeypatch.setattr(take, "read_servers", lambda site, nodes: Servers(nodes, {"ctl01": after}))
+    made = take.write_dump(given, "ctl01", {"a": 1, "b": 1, "dropped": 1, "mysql": 9}, lambda text: None)
+    assert re.fullmatch(r"openstack_db_backup\.\d{4}_\d\d_\d\d\.sql", made.name)
+    with pytest.raises(VerifyFailed, match="lacks kept"):
+        take.write_dump(given, "ctl01", {"a": 1, "kept": 1, "dropped": 1}, lambda text: None)
+    # A server that does not answer any more proves nothing: all of it is missed.
+    monkeypatch.setattr(take, "read_servers", lambda site, nodes: Servers(nodes))
+    with pytest.raises(VerifyFailed, match="lacks dropped"):
+        take.write_dump(given, "ctl01", {"a": 1, "dropped": 1}, lambda text: None)
+    assert [path.name for path in (tmp_path / "dumps").iterdir()] == [made.name]
