@@ -1,0 +1,1 @@
+"""A new machine in the place of a controller that died: clusters forget the old one, take the new one in."""

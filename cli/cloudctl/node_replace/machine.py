@@ -1,0 +1,193 @@
+"""The machine at a dead node's address: is it the old one, and how the new one becomes a node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cloudctl.errors import CheckFailed, CloudctlError, Unreachable
+from cloudctl.node import arp, enroll
+from cloudctl.node.enroll import Contact, Request, Session
+from cloudctl.node_replace.decide import ITSELF, NEW, SILENT
+from cloudctl.runs.record import write_atomically
+from cloudctl.site.model import Node, Site
+
+Say = Callable[[str], None]
+Confirm = Callable[[Contact], bool]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What answers at the address.
+
+    Attributes:
+        state: ``SILENT``, ``ITSELF`` or ``NEW``.
+        fingerprint: of the host key; empty where nothing answers.
+        error: why nothing answers.
+    """
+
+    state: str
+    fingerprint: str = ""
+    error: Unreachable | None = None
+
+
+def own_names(node: Node) -> set[str]:
+    """Return the names under which a node's host key is pinned."""
+    port = node.vars.get("ansible_port")
+    return {node.name, node.address} | (
+        {f"[{node.address}]:{port}", f"[{node.name}]:{port}"} if port else set()
+    )
+
+
+def own_keys(known: str, node: Node) -> set[str]:
+    """Return the pinned keys of a node, from the text of known_hosts. Pure."""
+    return {
+        words[2]
+        for line in known.splitlines()
+        if len(words := line.split()) > 2
+        and not line.startswith(("#", "@"))
+        and set(words[0].split(",")) & own_names(node)
+    }
+
+
+def repinned(known: str, node: Node, line: str) -> str:
+    """Return known_hosts with a node's new line in the place of its old ones; other lines stay. Pure.
+
+    A line that names other machines, too, keeps these.
+    """
+    result: list[str] = []
+    done = False
+    for old in known.splitlines():
+        words = old.split()
+        names = words[0].split(",") if len(words) > 2 and not old.startswith(("#", "@")) else []
+        rest = [name for name in names if name not in own_names(node)]
+        if len(rest) == len(names):
+            result.append(old)
+            continue
+        if not done:
+            result.append(line)
+            done = True
+        if rest:
+            result.append(" ".join([",".join(rest), *words[1:]]))
+    if not done:
+        result.append(line)
+    return "".join(f"{text}\n" for text in result)
+
+
+def request_of(node: Node, *, user: str = "", password: str | None = None, fingerprint: str = "") -> Request:
+    """Return how the machine is contacted."""
+    port = int(node.vars.get("ansible_port") or 22)
+    return Request(node.name, node.address, "", user, password, fingerprint, port)
+
+
+def find(site: Site, node: Node) -> Found:
+    """Look what answers at a node's address; nobody logs in."""
+    try:
+        contact = enroll.reach(request_of(node))
+    except Unreachable as error:
+        return Found(SILENT, error=error)
+    try:
+        pinned = contact.key_data in own_keys(_known_hosts(site), node)
+        return Found(ITSELF if pinned else NEW, contact.fingerprint)
+    finally:
+        contact.close()
+
+
+def take_in(site: Site, node: Node, request: Request, *, confirm: Confirm, say: Say) -> str:
+    """Make the deploy key the machine's only way in, and pin its host key in place of the old one.
+
+    A machine that is refused stays as it was; one that was taken in before is only looked at.
+
+    Args:
+        site: the site.
+        node: the node whose place it takes.
+        request: account, password and fingerprint.
+        confirm: asked about a host key that comes without a fingerprint and is not pinned yet.
+        say: told what happens.
+
+    Returns:
+        The fingerprint of its host key.
+
+    Raises:
+        CloudctlError: it is no machine for this, or it cannot be reached.
+    """
+    deploy = enroll.deploy_side(site)
+    known = _known_hosts(site)
+    others = {name: other.address for name, other in site.nodes.items() if name != node.name}
+    answers = arp.ask([node.address, *others.values()])
+    arp.judge(node.name, node.address, answers or {}, others)
+    contact = enroll.reach(request)
+    try:
+        pinned = contact.key_data in own_keys(known, node)
+        if not pinned:
+            enroll.check_host_key(repinned(known, node, contact.line), request, contact.key_data)
+            say(f"{node.name}: {node.address} has the {contact.key_type} host key {contact.fingerprint}")
+            _judge_fingerprint(contact, confirm)
+        if _deploy_key_works(contact, deploy):
+            if pinned:
+                return contact.fingerprint
+            # Installed by hand, or by an earlier run that was killed before it pinned the host key.
+            request = replace(request, user="", password=None)
+        contact.close()
+        contact = enroll.reach(request)
+        session, found = enroll.examine(contact, deploy)
+        for warning in found.warnings:
+            say(f"{node.name}: warning: {warning}")
+        _judge_identity(node, session)
+        enroll.convert(session, contact, deploy, say)
+        path = site.path / enroll.KNOWN_HOSTS
+        write_atomically(path, repinned(_known_hosts(site), node, contact.line), mode=0o644)
+        return contact.fingerprint
+    finally:
+        contact.close()
+
+
+def _judge_fingerprint(contact: Contact, confirm: Confirm) -> None:
+    given = contact.request.fingerprint
+    if given and not enroll.same_fingerprint(given, contact.fingerprint):
+        raise CheckFailed(
+            "fingerprint-differs", f"the host key is {contact.fingerprint}, given was {given}",
+            where=contact.request.name,
+            hint="another machine answers at this address, or the fingerprint is of another key: "
+            "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub, on the machine's console",
+        )  # fmt: skip
+    if not given and not confirm(contact):
+        raise CheckFailed("fingerprint-refused", "the host key was not accepted", where=contact.request.name)
+
+
+def _deploy_key_works(contact: Contact, deploy: enroll.Deploy) -> bool:
+    try:
+        enroll.log_in(
+            replace(contact, request=replace(contact.request, password=None)), deploy.user, deploy.key
+        )
+    except CloudctlError:
+        return False
+    return True
+
+
+def _judge_identity(node: Node, session: Session) -> None:
+    """Refuse a machine with another host name, and one without a port that the site knows by its MAC.
+
+    Raises:
+        CheckFailed: it is not installed as this node.
+    """
+    name = session.run("hostname").strip().partition(".")[0]
+    if name != node.name:
+        raise CheckFailed(
+            "hostname-differs", f"the machine is called {name!r}", where=node.name,
+            hint=f"hostnamectl set-hostname {node.name}, on it: members of clusters are known by their names",
+        )  # fmt: skip
+    found = set(session.run("cat /sys/class/net/*/address").lower().split())
+    wanted = {port.name: port.mac for port in node.interfaces.values() if port.mac and port.mac not in found}
+    if wanted:
+        listed = ", ".join(f"{port} {mac}" for port, mac in wanted.items())
+        raise CheckFailed(
+            "mac-differs", f"the machine has no port with the MAC address of {listed}", where=node.name,
+            hint="the inventory knows the old machine's ports: write the new one's addresses there "
+            f"({', '.join(sorted(found - {'00:00:00:00:00:00'}))})",
+        )  # fmt: skip
+
+
+def _known_hosts(site: Site) -> str:
+    path = site.path / enroll.KNOWN_HOSTS
+    return path.read_text(encoding="utf-8") if path.exists() else ""
