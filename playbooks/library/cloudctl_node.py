@@ -44,8 +44,10 @@ options:
       - V(observe) compares. V(files) installs packages and writes files.
       - V(containers) reconciles the containers in O(names). V(jobs) runs the one-shot containers in O(names).
       - V(section) reconciles the parts of cluster-wide state in O(names).
+      - V(adapt) writes the files, lets the containers read them again, and runs the jobs that O(spec) holds;
+        no container is stopped, started or made anew.
     type: str
-    choices: [observe, files, containers, jobs, section]
+    choices: [observe, files, containers, jobs, section, adapt]
     required: true
   names:
     description: The containers, jobs or sections to work on.
@@ -525,9 +527,7 @@ def apply_containers(spec: dict, names: list[str], timeout: int) -> list[dict]:
             run(["docker", "stop", change["name"]], check=False, timeout=300)
             run(["docker", "rm", "--force", change["name"]], timeout=120)
         elif change["action"] == "reload":
-            run(["docker", "exec", "--user", "0", change["name"], "kolla_set_configs"], timeout=60)
-            command = spec["containers"][change["name"]]["reload"]["command"]
-            run(["docker", "exec", "--user", "0", change["name"], "sh", "-c", command], timeout=60)
+            reload_container(spec, change["name"])
     if up:
         run(
             ["docker", "compose", "--file", COMPOSE, "up", "--detach", "--no-deps", "--quiet-pull", *up],
@@ -709,6 +709,36 @@ def apply_sections(spec: dict, names: list[str]) -> list[dict]:
     return done
 
 
+def adapt(spec: dict) -> list[dict]:
+    """Make known here what changed elsewhere: files, what reads them again, jobs. Nothing is restarted.
+
+    A container that is not as it should be for other reasons is left to a deploy.
+    """
+    done = apply_files(spec, [entry["path"] for entry in spec["files"]])
+    # Not every node has a container engine, or ever had a job.
+    present = read_containers() if spec["containers"] else {}
+    found = {name: item for name, item in present.items() if name in spec["containers"]}
+    reloaded = read_json(f"{STATE}/reload.json")
+    for change in compare_containers(spec["containers"], found, reloaded):
+        name = change["name"]
+        if change["action"] != "reload":
+            done.append({"kind": "container", "name": name, "action": "left to a deploy"})
+            continue
+        reload_container(spec, name)
+        reloaded[name] = spec["containers"][name]["reload"]["files"]
+        write_json(f"{STATE}/reload.json", reloaded)
+        done.append({"kind": "container", **change})
+    due = compare_jobs(spec["jobs"], read_json(f"{STATE}/jobs.json"))
+    return done + (apply_jobs(spec, [job["id"] for job in due]) if due else [])
+
+
+def reload_container(spec: dict, name: str) -> None:
+    """Let a running container read its files again."""
+    run(["docker", "exec", "--user", "0", name, "kolla_set_configs"], timeout=60)
+    command = spec["containers"][name]["reload"]["command"]
+    run(["docker", "exec", "--user", "0", name, "sh", "-c", command], timeout=60)
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -716,7 +746,7 @@ def main() -> None:
             "action": {
                 "type": "str",
                 "required": True,
-                "choices": ["observe", "files", "containers", "jobs", "section"],
+                "choices": ["observe", "files", "containers", "jobs", "section", "adapt"],
             },
             "names": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "int", "default": 300},
@@ -734,6 +764,7 @@ def main() -> None:
                 "containers": lambda: apply_containers(spec, names, timeout),
                 "jobs": lambda: apply_jobs(spec, names),
                 "section": lambda: apply_sections(spec, names),
+                "adapt": lambda: adapt(spec),
             }[action]()
         module.exit_json(changed=bool(done), done=done)
     except NodeError as error:

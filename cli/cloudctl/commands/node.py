@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cloudctl.console import Console, Masker, output_option
+from cloudctl.console import Console, Masker, duration, output_option
 from cloudctl.errors import CloudctlError, ConfigError, MultiError, UsageError
+from cloudctl.operations.steps import Step, StepOutcome, execute
 from cloudctl.runs.lock import SiteLock
 from cloudctl.runs.record import RunRecord
 from cloudctl.site.load import load_site
@@ -175,3 +178,143 @@ def _line(text: str, where: str) -> str:
 def _load(site_path: Path, output: str) -> tuple[Site, Console]:
     site = load_site(site_path)
     return site, Console(output, masker=Masker.for_secrets(site.secrets))
+
+
+# -- add ---------------------------------------------------------------------------------------
+
+
+class Reporter:
+    """Shows and records where an operation stands.
+
+    Args:
+        console: where lines go.
+        record: of the run; None for a dry run.
+    """
+
+    def __init__(self, console: Console, record: RunRecord | None) -> None:
+        self._console = console
+        self._record = record
+
+    def line(self, text: str) -> None:
+        """Show a line of detail."""
+        self._show(f"      {text}")
+
+    def announce(self, number: int, total: int, step: Step) -> None:
+        """Show that a step begins."""
+        where = f"  [{', '.join(step.nodes)}]" if step.nodes else ""
+        self._show(self._console.style(f"{number:>2}/{total} {step.title}{where}", "bold", self._console.out))
+
+    def report(self, outcome: StepOutcome) -> None:
+        """Show how a step ended."""
+        if outcome.result == "already done":
+            text = f"{outcome.number:>2}/{outcome.total} {outcome.title}: already done"
+        else:
+            detail = f": {outcome.detail}" if outcome.detail else ""
+            text = f"      {outcome.result} in {duration(outcome.seconds)}{detail}"
+        self._show(text)
+        if self._record is not None:
+            self._record.event({"step": outcome.key, "result": outcome.result, "seconds": outcome.seconds})
+            if outcome.result != "already done":
+                self._record.changed(
+                    [{"what": outcome.key, "action": outcome.result, "detail": outcome.detail}]
+                )
+
+    def _show(self, text: str) -> None:
+        self._console.progress(text)
+        if self._record is not None:
+            self._record.log(f"[{self._console.elapsed:7.1f} s] {text}")
+
+
+def confirm(question: str, lines: Sequence[str], console: Console, *, yes: bool) -> None:
+    """Ask before anything is changed.
+
+    Raises:
+        UsageError: there is no terminal to ask on.
+        click.Abort: no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "confirmation-needed", f"this would {question}, and there is no terminal to ask on",
+            hint="look at it with --dry-run, then give --yes",
+        )  # fmt: skip
+    for line in lines:
+        console.progress(line)
+    click.confirm(f"{question[0].upper()}{question[1:]}?", abort=True, err=True)
+
+
+@command.command("add")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option(
+    "--dry-run", is_flag=True, help="Check the machines and show what would be done; change nothing."
+)
+@click.option("--yes", is_flag=True, help="Do not ask before anything is changed.")
+@output_option
+@click.pass_obj
+def add_command(site_path: Path, names: tuple[str, ...], dry_run: bool, yes: bool, output: str) -> None:
+    """Let machines of newnodes join the running cloud, all at the same time.
+
+    Only they are worked on: checks, base settings, network, container engine, services. The others are told
+    what they need to know in one call each; none of their containers is restarted. At the end a VM runs on
+    each new compute node, data is read from each new storage node, and the inventory is changed. Interrupted
+    at any point, running it again goes on.
+    """
+    from cloudctl.node import join, journal
+    from cloudctl.node.future import future_site
+    from cloudctl.node.inventory import joined, read_text, waiting
+
+    site, console = _load(site_path, output)
+    roles = waiting(site, [part for name in names for part in name.split(",") if part])
+    began = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(SiteLock(site_path, "node add"))
+        record = None
+        if not dry_run:
+            record = stack.enter_context(
+                RunRecord(site_path, "node add", sys.argv[1:], mask=console.masker.mask)
+            )
+        reporter = Reporter(console, record)
+        text = joined(read_text(site_path), roles)
+        future = stack.enter_context(future_site(site_path, text))
+        change = join.change_of(site, load_site(future), list(roles))
+        joining = join.Joining(change, roles, reporter.line)
+        reporter.line(f"checking {', '.join(roles)}: machine, networks at full size, disks, registry")
+        found = joining.check()
+        reporter.line(f"{found} ({time.monotonic() - began:.1f} s)")
+        for finding in joining.warnings:
+            console.line(
+                f"{console.style('warning', 'warn')}[{finding.ref}]: {finding.node}: {finding.message}"
+            )
+        if dry_run:
+            lines = joining.describe()
+            console.result({"dry_run": True, **joining.as_dict()}, lambda: _lines(console, lines))
+            return
+        confirm(f"add {', '.join(roles)}", joining.describe(), console, yes=yes)
+        from cloudctl.node.prove import Computes
+
+        computes = Computes(site, joining.of_role("compute"), reporter.line)
+        state = journal.begin(site_path, journal.ADD, roles)
+        try:
+            steps = join.build(joining, computes)
+            outcomes = execute(steps, state, announce=reporter.announce, report=reporter.report)
+            journal.end(state)
+            ready = time.monotonic() - began
+            reporter.line("removing what was made to try them")
+        finally:
+            computes.end()
+        data = {
+            "added": roles,
+            "seconds": round(ready, 1),
+            "steps": [outcome.as_dict() for outcome in outcomes],
+            "others": {node: work.as_dict() for node, work in change.others.items()},
+        }
+        console.result(
+            data, f"Added {', '.join(roles)} in {duration(ready)}; cloudctl status shows the cloud."
+        )
+
+
+def _lines(console: Console, lines: Sequence[str]) -> None:
+    for line in lines:
+        console.line(line)
+    console.line("Nothing was changed.")

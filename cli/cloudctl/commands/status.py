@@ -46,6 +46,7 @@ def expected(site: Site) -> Expected:
     """Return what the site wants, as far as the state is judged by it."""
     from cloudctl.backup.schedule import prefix_of
     from cloudctl.engine.render import desired_containers
+    from cloudctl.node.journal import joining, leaving
 
     storage = site.group("storage")
     osds = sum(len(node.vars.get("devices") or []) for node in storage)
@@ -61,4 +62,6 @@ def expected(site: Site) -> Expected:
         },
         release=str(site.get("release", "")),
         schedules=prefix_of(site),
+        joining=joining(site.path),
+        leaving=leaving(site.path),
     )

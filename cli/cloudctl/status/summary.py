@@ -42,6 +42,8 @@ class Expected:
         vips: virtual addresses.
         release: OpenStack release.
         schedules: how the units of this cloud's schedules begin; empty: none is looked at.
+        joining: nodes whose adding was begun and did not end, with the group that they are to join.
+        leaving: nodes whose removal was begun and did not end.
     """
 
     containers: Mapping[str, Sequence[Mapping[str, str]]]
@@ -51,6 +53,8 @@ class Expected:
     vips: Mapping[str, str] = field(default_factory=dict)
     release: str = ""
     schedules: str = ""
+    joining: Mapping[str, str] = field(default_factory=dict)
+    leaving: Sequence[str] = ()
 
     def nodes_of(self, container: str) -> list[str]:
         """Return the nodes on which a container should run."""
@@ -110,6 +114,7 @@ def summarise(
     _ceph(status, answers, expected)
     _api(status, api, expected)
     _schedules(status, facts, expected)
+    _moves(status, expected)
     _versions(status, facts, answers, expected)
     return status
 
@@ -168,7 +173,11 @@ def _nodes(
                 "node-unread", "the node was not asked", node, "see the run's log: 'cloudctl runs show --log'"
             )
         else:
-            status.add(error.ref, error.message, node, error.hint or "")
+            # The cloud does not need a machine that waits to be added.
+            status.add(
+                error.ref, error.message, node, error.hint or "",
+                warning="newnodes" in groups or node in expected.leaving,
+            )  # fmt: skip
     status.sections["nodes"] = rows
 
 
@@ -409,6 +418,7 @@ def _api(status: Status, api: Mapping[str, Any], expected: Expected) -> None:
                 status.add(
                     "service-down", f"{row['name']} does not report ({name})", where,
                     "see its container's log on that node",
+                    warning=where in expected.joining or where in expected.leaving,
                 )  # fmt: skip
     shown: set[tuple[str, str]] = set()
     for name, why in (api.get("errors") or {}).items():
@@ -440,6 +450,21 @@ def _schedules(status: Status, facts: Mapping[str, Mapping[str, Any]], expected:
                     warning=True,
                 )  # fmt: skip
     status.sections["schedules"] = section
+
+
+def _moves(status: Status, expected: Expected) -> None:
+    status.sections["joining"] = dict(expected.joining)
+    status.sections["leaving"] = list(expected.leaving)
+    for node, role in expected.joining.items():
+        status.add(
+            "node-add-unfinished", f"{node} was to join {role}, and that did not end", node,
+            f"cloudctl node add {node} goes on; the rest of the cloud is as before", warning=True,
+        )  # fmt: skip
+    for node in expected.leaving:
+        status.add(
+            "node-remove-unfinished", f"{node} was to be removed, and that did not end", node,
+            f"cloudctl node remove {node} goes on", warning=True,
+        )  # fmt: skip
 
 
 def _versions(

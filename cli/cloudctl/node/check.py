@@ -1,0 +1,107 @@
+"""What would keep a machine from joining: its own checks, and its networks tried with all peers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from cloudctl.checks.judge import Finding
+from cloudctl.netcheck.pairs import pairs
+from cloudctl.site.model import Site
+
+Trial = Mapping[str, Any]
+
+
+def trials(site: Site, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return by machine what ``cloudctl_trial`` is asked: its ports, and its peers that are nodes already.
+
+    Args:
+        site: as it will be.
+        names: the machines.
+    """
+    wanted: dict[str, dict[str, Any]] = {}
+    peers = pairs(site.nodes, site.networks)
+    for name in names:
+        node = site.nodes[name]
+        ports = []
+        for port in node.interfaces.values():
+            network = site.networks[port.network]
+            if port.address is None or network.prefix is None:
+                continue
+            ports.append(
+                {
+                    "interface": port.name,
+                    "mac": port.mac or "",
+                    "network": port.network,
+                    "address": port.address,
+                    "prefix": network.prefix,
+                    "mtu": port.mtu,
+                }
+            )
+        wanted[name] = {
+            "ports": ports,
+            "peers": [
+                peer
+                for peer in peers.get(name, [])
+                if peer["node"] not in names and "newnodes" not in site.nodes[peer["node"]].groups
+            ],
+        }
+    return wanted
+
+
+def judge_trial(name: str, trial: Trial) -> Iterator[Finding]:
+    """Judge how a machine's networks answered. Pure.
+
+    A peer that alone is silent is down, or cut off itself: that is no fault of the machine.
+    """
+    for fault in trial["faults"]:
+        yield Finding(
+            "port-unusable",
+            f"network {fault['network']} cannot be tried: {fault['why']}",
+            name,
+            "check the cable, the switch port and 'interfaces'",
+        )
+    for taken in trial["taken"]:
+        yield Finding(
+            "address-duplicate",
+            f"another machine (MAC {taken['mac']}) has {taken['address']} on network {taken['network']}",
+            name,
+            "free the address, or give the node another one on this network ('interfaces')",
+        )
+    networks: dict[str, list[Trial]] = {}
+    for peer in trial["peers"]:
+        networks.setdefault(str(peer["network"]), []).append(peer)
+    for network, peers in networks.items():
+        yield from _judge_network(name, network, peers)
+
+
+def _judge_network(name: str, network: str, peers: Sequence[Trial]) -> Iterator[Finding]:
+    small = [peer for peer in peers if not peer["full"] and peer["small"]]
+    silent = [peer for peer in peers if not peer["full"] and not peer["small"]]
+    if small:
+        size = max(int(peer["mtu"]) for peer in small)
+        yield Finding(
+            "network-mtu",
+            f"network {network}: packets of {size} bytes do not pass to {_names(small)}, small ones do",
+            name,
+            "set the MTU of the switch ports between them"
+            if len(small) == len(peers)
+            else "set the MTU of the switch ports to these nodes",
+        )
+    if silent and len(silent) == len(peers):
+        yield Finding(
+            "network-cut",
+            f"network {network}: nobody answers ({_names(silent)})",
+            name,
+            "check the cable, and the switch port's VLAN",
+        )
+    elif silent:
+        yield Finding(
+            "peer-silent", f"network {network}: {_names(silent)} does not answer", name,
+            "cloudctl network check", warning=True,
+        )  # fmt: skip
+
+
+def _names(peers: Sequence[Trial], most: int = 5) -> str:
+    names = [str(peer["node"]) for peer in peers]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,64 @@
+"""Which nodes are on their way, in or out: what a run that did not end has left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cloudctl.operations.steps import Journal
+
+ADD, REMOVE = "node-add", "node-remove"
+
+
+def begin(site: Path, name: str, nodes: Mapping[str, str]) -> Journal:
+    """Begin, or go on with the same nodes; nodes of another run that did not end are remembered.
+
+    Args:
+        site: the site's directory.
+        name: ``ADD`` or ``REMOVE``.
+        nodes: by node, its group, or how it goes.
+    """
+    journal = Journal(site, name)
+    left = _left(journal)
+    if not (journal.open and journal.facts.get("nodes") == dict(nodes)):
+        journal.forget()
+        journal.begin()
+    journal.keep(nodes=dict(nodes), unfinished={**left, **nodes})
+    return journal
+
+
+def end(journal: Journal) -> None:
+    """The nodes have come, or gone."""
+    journal.keep(unfinished=_others(journal))
+    journal.finish()
+
+
+def give_up(journal: Journal) -> None:
+    """Nothing was changed: nobody has to go on from here."""
+    if journal.as_dict().get("steps"):
+        return
+    left = _others(journal)
+    if left:
+        end(journal)
+    else:
+        journal.forget()
+
+
+def joining(site: Path) -> dict[str, str]:
+    """Return by name the role of every node whose joining was begun and did not end."""
+    return _left(Journal(site, ADD))
+
+
+def leaving(site: Path) -> list[str]:
+    """Return the nodes whose removal was begun and did not end."""
+    return sorted(_left(Journal(site, REMOVE)))
+
+
+def _left(journal: Journal) -> dict[str, str]:
+    found = journal.as_dict().get("facts", {}).get("unfinished") or {}
+    return {str(name): str(value) for name, value in found.items()}
+
+
+def _others(journal: Journal) -> dict[str, str]:
+    nodes = journal.facts.get("nodes") or {}
+    return {name: value for name, value in _left(journal).items() if name not in nodes}
