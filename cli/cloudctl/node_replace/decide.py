@@ -174,8 +174,7 @@ def check_quorum(
                     f"{cluster.title}: without {name}, {len(good)} of {len(cluster.nodes)} members work"
                     + (f" (not {', '.join(bad)})" if bad else ""),
                     where=", ".join(bad) or name,
-                    hint="bring the others together first: cloudctl status says what is wrong; cloudctl "
-                    "galera recover and cloudctl rabbitmq reset mend their clusters",
+                    hint="bring the others together first: cloudctl status says what is wrong with each",
                 )
             )
     if errors:
