@@ -21,7 +21,8 @@ PHASES = ("network", "infrastructure", "identity", "control", "compute")
 
 _SERVICE_KEYS = {
     "name", "description", "phase", "after", "settings", "secrets", "databases", "messaging", "identity",
-    "frontends", "ceph", "files", "containers", "jobs", "only", "packages", "sections", "members", "leftovers",
+    "frontends", "ceph", "files", "containers", "jobs", "only", "packages", "sections", "members",
+    "leftovers",
 }  # fmt: skip
 _CONTAINER_KEYS = {
     "image", "group", "command", "files", "permissions", "volumes", "environment", "privileged", "pid", "ipc",
