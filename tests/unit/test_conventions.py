@@ -68,6 +68,7 @@ NAMED_OUTSIDE = {
     "playbooks/library/cloudctl_backup.py": ("mariadb", "programs inside the database's container"),
     "playbooks/library/cloudctl_galera.py": ("mariadb", "a file of the server's data directory"),
     "playbooks/library/cloudctl_ceph.py": ("placement", "a word of cephadm's specifications"),
+    "playbooks/library/cloudctl_osdtrial.py": ("placement", "Ceph's placement groups"),
 }
 """Files that name services outside of their directories: which, and why. New ones need a good reason."""
 

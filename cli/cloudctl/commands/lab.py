@@ -117,8 +117,8 @@ def remove_node(names: tuple[str, ...]) -> None:
 def remake(name: str, wait: bool) -> None:
     """Put a new machine in the place of a server that is off: an operating system and empty disks.
 
-    It has the name and the management address of the old one, another host key, and a user that logs in with a
-    password. cloudctl node replace takes it into the cloud.
+    It has the name and the management address of the old one, another host key, and a user that logs in with
+    a password. cloudctl node replace takes it into the cloud.
     """
     from cloudctl.lab import manager
 
