@@ -26,7 +26,10 @@ class ActionModule(ActionBase):
             made = work.made_plan()
         else:
             made = plan.select(
-                work.plan(), nodes=_names(arguments.get("nodes")), services=_names(arguments.get("services"))
+                work.plan(),
+                nodes=_names(arguments.get("nodes")),
+                services=_names(arguments.get("services")),
+                needs=work.index["needs"],
             )
             work.write_plan(made)
         return {

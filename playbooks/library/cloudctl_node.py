@@ -696,11 +696,18 @@ def apply_jobs(spec: dict, names: list[str]) -> list[dict]:
 
 
 def apply_sections(spec: dict, names: list[str]) -> list[dict]:
-    """Reconcile the named parts of cluster-wide state, one process each."""
+    """Reconcile the named parts of cluster-wide state, one process each.
+
+    A name may end with ``:`` and the services, separated by commas, that it is limited to.
+    """
     done = []
+    wanted = dict(name.partition(":")[::2] for name in names)
     for section in spec["sections"]:
-        if section["name"] in names:
-            text = run(["docker", "exec", section["container"], *section["apply"].split()], timeout=300)
+        if section["name"] in wanted:
+            argv = ["docker", "exec", section["container"], *section["apply"].split()]
+            if wanted[section["name"]]:
+                argv += ["--services", wanted[section["name"]]]
+            text = run(argv, timeout=300)
             try:
                 changes = json.loads(text.strip().splitlines()[-1])["changes"]
             except (ValueError, KeyError, IndexError) as error:

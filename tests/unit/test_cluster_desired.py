@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from site_support import lab_site
 
-from cloudctl.cluster import desired
+from cloudctl.cluster import desired, reconcile
+from cloudctl.engine.definitions import load_services
 from cloudctl.errors import ConfigError
+from cloudctl.site.load import load_site
 from cloudctl.site.model import Secrets, Settings, Site
 
 
@@ -100,3 +103,33 @@ def test_password_hash_is_that_of_the_broker() -> None:
         == desired.password_hash("secret", "rabbitmq:nova")
         != desired.password_hash("secret", "rabbitmq:x")
     )
+
+
+def test_everything_wanted_has_an_owner(tmp_path: Path) -> None:
+    # A plan for one service is made with this; an entry without an owner would never be taken along.
+    path = lab_site(tmp_path)
+    wanted = desired.build(load_site(path), [service.raw for service in load_services()])
+    databases: dict[str, Any] = {"databases": [], "accounts": {}, "grants": {}}
+    keystone: dict[str, Any] = {
+        "roles": {}, "projects": {}, "users": {}, "assignments": set(), "services": {}, "endpoints": [],
+    }  # fmt: skip
+    changes = {
+        "databases": reconcile.diff_databases(wanted["databases"], databases)[0],
+        "identity": reconcile.diff_identity(wanted["identity"], keystone)[0],
+    }
+    for section, found in changes.items():
+        tagged = reconcile.needed(found, wanted[section], [])
+        assert len(tagged) == len(found) and all(entry["for"] for entry in tagged)
+
+    def of(section: str, *services: str) -> list[str]:
+        found = reconcile.needed(changes[section], wanted[section], services)
+        return [f"{entry['kind']} {entry['name']}" for entry in found]
+
+    assert of("databases", "glance") == [
+        "database glance", "database-account glance", "database-grant glance on glance",
+    ]  # fmt: skip
+    registered = of("identity", "glance")
+    assert {"user glance", "service image/glance", "role admin", "project service"} <= set(registered)
+    assert len([text for text in registered if text.startswith("endpoint image/glance")]) == 3
+    assert not [text for text in registered if "nova" in text]
+    assert of("databases", "memcached") == of("identity", "memcached") == []

@@ -126,6 +126,84 @@ def test_a_plan_limited_to_a_service_leaves_the_others_alone() -> None:
     assert not plan.select(plan.build(SPECS, state), nodes=["ctl02"])["changes"]
 
 
+def enabling() -> dict[str, Any]:
+    """A cloud in which the service web was just switched on, and something of another one has changed."""
+
+    def container(name: str, service: str, action: str, phase: str = "control") -> dict[str, Any]:
+        return {"name": name, "service": service, "phase": phase, "action": action, "reasons": []}
+
+    def cluster(section: str, kind: str, name: str, *services: str) -> dict[str, Any]:
+        return {
+            "section": section, "after": "infrastructure", "kind": kind, "name": name, "action": "create",
+            "reason": "", "for": list(services),
+        }  # fmt: skip
+
+    names = ("balancer", "broker", "tools")
+    files = [{"path": f"/etc/kolla/{name}/x", "action": "change", "area": "config", "container": name}
+             for name in (*names, "other")]  # fmt: skip
+    spec = {
+        "jobs": [job("sync")],
+        "containers": {"balancer": {"serves": ["frontends"]}, "broker": {"serves": ["messaging"]}},
+        "sections": [{"name": "databases", "container": "tools"}],
+    }
+    found = observed(
+        files=files,
+        containers=[
+            container("balancer", "lb", "reload", "infrastructure"),
+            container("broker", "bus", "reload", "infrastructure"),
+            container("other", "other", "reload"),
+            container("api", "web", "create"),
+        ],
+        sections=[
+            cluster("databases", "database", "web", "web"),
+            cluster("databases", "database", "other", "other"),
+        ],
+    )
+    return plan.build({"ctl01": spec}, {"ctl01": found}, [{"kind": "pool", "name": "web"}], "ctl01")
+
+
+NEEDS = {"web": ["frontends", "pool web"], "bare": []}
+
+
+def test_a_new_service_takes_along_what_it_needs_and_nothing_else() -> None:
+    limited = plan.select(enabling(), services=["web"], needs=NEEDS)
+    changes = limited["nodes"]["ctl01"]
+    assert [c["name"] for c in changes["containers"]] == ["balancer", "api"]
+    assert [c["name"] for c in changes["cluster"]] == ["web"]
+    # what reconciles databases works from its files, which know the service
+    assert [c["container"] for c in changes["files"]] == ["balancer", "tools"]
+    (entry,) = limited["scope"]
+    assert entry["todo"]["infrastructure_sections"] == ["databases:web"]
+    assert entry["todo"]["infrastructure_roll"] == ["balancer"]
+    assert entry["todo"]["ceph"] == ["all"] and limited["totals"]["ceph"] == 1
+    assert limited["notes"] == []
+
+
+def test_without_a_selection_sections_have_no_limit() -> None:
+    (entry,) = enabling()["scope"]
+    assert entry["todo"]["infrastructure_sections"] == ["databases"]
+
+
+def test_a_service_that_is_there_leaves_the_others_alone() -> None:
+    made = enabling()
+    changes = made["nodes"]["ctl01"]
+    changes["containers"][-1]["action"] = "recreate"
+    changes["cluster"] = changes["cluster"][1:]
+    limited = plan.select(made, services=["web"], needs=NEEDS)["nodes"]["ctl01"]
+    assert [c["name"] for c in limited["containers"]] == ["api"]
+
+
+def test_what_cannot_be_taken_along_is_said() -> None:
+    made = enabling()
+    made["nodes"]["ctl01"]["containers"][0]["action"] = "recreate"
+    made["ceph"].append({"kind": "osd", "name": "osd01:/dev/sdb"})
+    limited = plan.select(made, services=["web"], needs=NEEDS)
+    assert [c["name"] for c in limited["nodes"]["ctl01"]["containers"]] == ["api"]
+    assert not limited["ceph"] and "ceph" not in limited["scope"][0]["todo"]
+    first, second = plan.describe(limited)[-2:]
+    assert "pool web" in first and "balancer" in second
+
+
 def wanted(**parts: str) -> dict[str, Any]:
     return {"service": "web", "phase": "control", "parts": parts, "reload": {}}
 

@@ -22,6 +22,9 @@ DATABASE_PORT = 3306
 SERVICE_PROJECT = "service"
 """Project in which the services' own users have their roles."""
 
+DEFAULT_ROLES = ("admin", "service")
+"""Roles of a service's own user where its definition names none."""
+
 INTERFACES = {"public": "external", "internal": "internal", "admin": "internal"}
 """Interface of an endpoint to the virtual address behind it; an admin endpoint is never public."""
 
@@ -45,7 +48,31 @@ def build(site: Site, services: Sequence[Definition]) -> dict[str, Any]:
     Raises:
         ConfigError: a definition names a frontend that none declares, two disagree, or a secret is missing.
     """
-    return {"databases": _databases(site, services), "identity": _identity(site, services)}
+    wanted = {"databases": _databases(site, services), "identity": _identity(site, services)}
+    for section, own in (("databases", _own_databases), ("identity", _own_identity)):
+        wanted[section]["owners"] = {
+            str(service["name"]): subjects for service in services if (subjects := sorted(own(service)))
+        }
+    return wanted
+
+
+def _own_databases(service: Definition) -> set[str]:
+    """Return what of the databases a service needs, as ``reconcile.subject`` calls it."""
+    found = set()
+    for entry in service.get("databases") or ():
+        found |= {f"database {entry['name']}", f"database-account {entry.get('user', entry['name'])}"}
+    return found
+
+
+def _own_identity(service: Definition) -> set[str]:
+    """Return what of the registrations a service needs, as ``reconcile.subject`` calls it."""
+    part = service.get("identity") or {}
+    found = {f"role {name}" for name in part.get("extra_roles") or ()}
+    found |= {f"service {entry['type']}/{entry['name']}" for entry in part.get("services") or ()}
+    if part.get("user"):
+        found |= {f"user {part['user']}", f"project {SERVICE_PROJECT}"}
+        found |= {f"role {name}" for name in part.get("roles") or DEFAULT_ROLES}
+    return found
 
 
 def _databases(site: Site, services: Sequence[Definition]) -> dict[str, Any]:
@@ -84,7 +111,7 @@ def _identity(site: Site, services: Sequence[Definition]) -> dict[str, Any]:
     for service in services:
         part = service.get("identity") or {}
         if part.get("user"):
-            wanted = list(part.get("roles") or ("admin", "service"))
+            wanted = list(part.get("roles") or DEFAULT_ROLES)
             roles.update(wanted)
             users.append(
                 {

@@ -2,13 +2,15 @@
 """Compare the cloud's databases, accounts and registrations with what is wanted, and change the difference.
 
     cluster.py --check|--apply --section databases|identity [--input FILE|-] [--verify-passwords]
+               [--services NAME,NAME]
 
 Runs inside a container of the cloud with nothing but Python and pymysql: one process for all services. The
 wanted state is cluster.json beside this file unless --input names another one. Each section is read, compared
 by a pure function, then applied. The last line printed is JSON:
 
-    {"changes": [{"kind", "name", "action", "reason"}], "extras": [{"kind", "name"}]}
+    {"changes": [{"kind", "name", "action", "reason", "for"}], "extras": [{"kind", "name"}]}
 
+``for`` names the services that need the change; with --services only what one of them needs is changed.
 Extras are things that nothing here asked for; they are reported and never removed. No secret is printed.
 Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong arguments.
 """
@@ -25,12 +27,12 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-Change = dict[str, str]
+Change = dict[str, Any]
 State = dict[str, Any]
 
 SYSTEM_DATABASES = frozenset({"information_schema", "mysql", "performance_schema", "sys", "test"})
@@ -50,6 +52,27 @@ class ReconcileError(Exception):
 def change(kind: str, name: str, action: str, reason: str) -> Change:
     """Return one entry of the answer."""
     return {"kind": kind, "name": name, "action": action, "reason": reason}
+
+
+def subject(entry: Change) -> str:
+    """Return what a change is about, as the desired state's ``owners`` call it."""
+    kind, name = str(entry["kind"]), str(entry["name"])
+    if kind == "database-grant":
+        return f"database {name.partition(' on ')[2]}"
+    if kind == "endpoint":
+        return f"service {name.partition(' ')[0]}"
+    if kind == "role-assignment":
+        return f"user {name.partition(': ')[0]}"
+    return f"{kind} {name}"
+
+
+def needed(changes: Iterable[Change], wanted: State, services: Collection[str]) -> list[Change]:
+    """Return the changes, each with the services that need it; limited to some services when any is given."""
+    owners: dict[str, list[str]] = wanted.get("owners") or {}
+    tagged = [
+        {**entry, "for": [name for name, own in owners.items() if subject(entry) in own]} for entry in changes
+    ]
+    return [entry for entry in tagged if not services or set(entry["for"]) & set(services)]
 
 
 # -- databases: pure ---------------------------------------------------------------------------
@@ -174,7 +197,7 @@ def read_databases(cursor: Any) -> State:
     return {"databases": databases, "accounts": accounts, "grants": grants}
 
 
-def reconcile_databases(wanted: State, *, apply: bool, verify: bool) -> State:
+def reconcile_databases(wanted: State, *, apply: bool, verify: bool, services: Collection[str] = ()) -> State:
     """Read, compare and, with ``apply``, change. ``verify`` means nothing here: hashes are compared."""
     if not wanted["databases"] and not wanted["accounts"]:
         return {"changes": [], "extras": []}
@@ -182,6 +205,7 @@ def reconcile_databases(wanted: State, *, apply: bool, verify: bool) -> State:
     try:
         with connection.cursor() as cursor:
             changes, extras = diff_databases(wanted, read_databases(cursor))
+            changes = needed(changes, wanted, services)
             for entry in changes if apply else ():
                 statement, values = database_statement(entry, wanted)
                 try:
@@ -537,7 +561,7 @@ def _apply_assignment(keystone: Keystone, wanted: State, found: State, entry: Ch
     keystone.request("PUT", f"{project_path}/roles/{found['roles'][role]}")
 
 
-def reconcile_identity(wanted: State, *, apply: bool, verify: bool) -> State:
+def reconcile_identity(wanted: State, *, apply: bool, verify: bool, services: Collection[str] = ()) -> State:
     """Read, compare and, with ``apply``, change; ``verify`` also logs in as every user."""
     if not wanted["connection"]["auth_url"]:
         return {"changes": [], "extras": []}
@@ -550,6 +574,7 @@ def reconcile_identity(wanted: State, *, apply: bool, verify: bool) -> State:
         except OSError as error:
             raise ReconcileError(f"{keystone.url} does not answer: {error}") from None
         changes, extras = diff_identity(wanted, found)
+        changes = needed(changes, wanted, services)
         if apply:
             apply_identity(keystone, wanted, found, changes, pool)
     return {"changes": changes, "extras": extras}
@@ -566,12 +591,18 @@ def main(argv: list[str] | None = None) -> int:
     what.add_argument("--apply", action="store_true", help="change it")
     parser.add_argument("--section", required=True, choices=sorted(SECTIONS))
     parser.add_argument("--input", default=str(Path(__file__).resolve().with_name("cluster.json")))
+    parser.add_argument("--services", default="", help="only what these need, separated by commas")
     parser.add_argument("--verify-passwords", action="store_true", help="also log in as every service user")
     options = parser.parse_args(argv)
     try:
         text = sys.stdin.read() if options.input == "-" else Path(options.input).read_text(encoding="utf-8")
         wanted = json.loads(text)[options.section]
-        answer = SECTIONS[options.section](wanted, apply=options.apply, verify=options.verify_passwords)
+        answer = SECTIONS[options.section](
+            wanted,
+            apply=options.apply,
+            verify=options.verify_passwords,
+            services=[name for name in options.services.split(",") if name],
+        )
     except ReconcileError as error:
         print(f"{options.section}: {error}", file=sys.stderr)
         return 1

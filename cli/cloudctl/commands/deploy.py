@@ -89,6 +89,8 @@ def command(
         run.progress.line("reading every node")
         made = run.read()
         run.progress.line(f"plan: {planning.summary(made)}")
+        for note in made.get("notes") or ():
+            run.progress.line(f"note: {note}")
         refuse(made)
         changed: list[dict[str, Any]] = []
         if made["changes"] and not yes:

@@ -19,6 +19,9 @@ from cloudctl.paths import data_root
 PHASES = ("network", "infrastructure", "identity", "control", "compute")
 """The order in which services are brought up."""
 
+SERVED = ("frontends", "messaging")
+"""What a service may ask for that another one's container serves (``serves``) by reading its files again."""
+
 _SERVICE_KEYS = {
     "name", "description", "phase", "after", "settings", "secrets", "databases", "messaging", "identity",
     "frontends", "ceph", "files", "containers", "jobs", "only", "packages", "sections", "members",
@@ -28,6 +31,7 @@ _CONTAINER_KEYS = {
     "image", "group", "command", "files", "permissions", "volumes", "environment", "privileged", "pid", "ipc",
     "cgroupns", "user", "tmpfs", "devices", "cap_add", "ulimits", "stop_grace_period", "stop_signal",
     "hostname", "init", "healthcheck", "reload", "only", "enabled", "security_opt", "description",
+    "serves",
 }  # fmt: skip
 _JOB_KEYS = {
     "name", "container", "environment", "command", "at", "phase", "node", "inputs", "needs", "once", "only",
@@ -80,6 +84,7 @@ class Container:
     cgroupns: str | None
     only: Mapping[str, Any]
     enabled: str | None
+    serves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -262,7 +267,18 @@ def _container(
         cgroupns=value.get("cgroupns"),
         only=value.get("only") or {},
         enabled=value.get("enabled"),
+        serves=_serves(name, value, where),
     )
+
+
+def _serves(container: str, value: Mapping[str, Any], where: Path) -> tuple[str, ...]:
+    for kind in value.get("serves") or ():
+        if kind not in SERVED:
+            raise ConfigError(
+                "service-serves", f"container {container} serves {kind!r}, one of: {', '.join(SERVED)}",
+                where=str(where),
+            )  # fmt: skip
+    return tuple(value.get("serves") or ())
 
 
 def _job(service: str, phase: str, value: Mapping[str, Any], containers: Iterable[str], where: Path) -> Job:

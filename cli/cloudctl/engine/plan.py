@@ -40,8 +40,17 @@ def due_jobs(specs: Mapping[str, Spec], observed: Observations) -> dict[str, lis
 
 def due_sections(spec: Spec, observed: Mapping[str, Any]) -> list[Spec]:
     """Return the cluster-wide changes that one node has to make."""
-    found: list[Spec] = [dict(change) for change in observed["sections"]]
+    containers = {section["name"]: section["container"] for section in spec.get("sections") or ()}
+    found: list[Spec] = [
+        {**change, "container": containers.get(change["section"], "")} for change in observed["sections"]
+    ]
     return [change for change in found if change.get("action") != "report"]
+
+
+def _serving(change: Spec, spec: Spec) -> Spec:
+    """Return a container's change with what it does for other services, where it does anything."""
+    serves = (spec.get("containers") or {}).get(change["name"], {}).get("serves")
+    return {**change, "serves": list(serves)} if serves else change
 
 
 def build(
@@ -69,7 +78,7 @@ def build(
             "packages": list(found["packages"]),
             "files": list(found["files"]),
             "units": list(found["units"]),
-            "containers": list(found["containers"]),
+            "containers": [_serving(change, spec) for change in found["containers"]],
             "jobs": jobs[node],
             "cluster": cluster,
         }
@@ -134,17 +143,52 @@ def steps(changes: Mapping[str, Any]) -> dict[str, list[str]]:
     return todo
 
 
-def select(plan: Spec, *, nodes: Sequence[str] = (), services: Sequence[str] = ()) -> Spec:
-    """Return the plan limited to some nodes or services (an empty selection means all)."""
+def select(
+    plan: Spec,
+    *,
+    nodes: Sequence[str] = (),
+    services: Sequence[str] = (),
+    needs: Mapping[str, Sequence[str]] | None = None,
+) -> Spec:
+    """Return the plan limited to some nodes or services (an empty selection means all).
+
+    A service takes along what it needs of others: its databases, accounts and registrations, its pools and
+    keys in Ceph, and, when it is new, that those who serve it (a load balancer its frontends, a broker its
+    messaging user) read their files again. Nothing of another service is made anew.
+
+    Args:
+        needs: by service, what it needs: as containers say that they serve it, and ``kind name`` of Ceph's.
+    """
     if not nodes and not services:
         return plan
+    wanted = {need for service in services for need in (needs or {}).get(service, ())}
+    served = wanted if _arrives(plan, services) else set()
+    ceph, notes = _ceph_for(plan, wanted, nodes, services)
     kept: dict[str, Spec] = {}
     scope: list[Spec] = []
     for node, changes in plan["nodes"].items():
         if nodes and node not in nodes:
             continue
         if services:
-            names = {change["name"] for change in changes["containers"] if change["service"] in services}
+            cluster = [
+                change for change in changes["cluster"] if set(change.get("for") or ()) & set(services)
+            ]
+            serving = [
+                change for change in changes["containers"]
+                if change["service"] not in services and set(change.get("serves", ())) & served
+            ]  # fmt: skip
+            containers = [
+                change for change in changes["containers"]
+                if change["service"] in services or (change in serving and change["action"] == "reload")
+            ]  # fmt: skip
+            notes += [
+                f"{change['name']} on {node}, which serves {', '.join(services)}, is left as it is: more is "
+                f"due than to read its files again ({change['action']}); deploy {change['service']} too"
+                for change in serving
+                if change["action"] != "reload"
+            ]
+            # What reconciles cluster-wide state reads its files when it works.
+            names = {change["name"] for change in containers} | {change["container"] for change in cluster}
             changes = {
                 **changes,
                 "packages": [],
@@ -154,16 +198,21 @@ def select(plan: Spec, *, nodes: Sequence[str] = (), services: Sequence[str] = (
                     change for change in changes["files"]
                     if change["area"] == "compose" or change.get("container") in names
                 ],
-                "containers": [change for change in changes["containers"] if change["service"] in services],
+                "containers": containers,
                 "jobs": [job for job in changes["jobs"] if job["service"] in services],
-                "cluster": [],
+                "cluster": cluster,
             }  # fmt: skip
         if any(changes.values()):
             kept[node] = changes
             todo = steps(changes)
             if services and changes["files"]:
                 todo["files"] = [change["path"] for change in changes["files"]]
+            if services:
+                for step in [step for step in todo if step.endswith("_sections")]:
+                    todo[step] = [f"{name}:{','.join(services)}" for name in todo[step]]
             scope.append({"name": node, "todo": todo})
+    if ceph:
+        _add_ceph(scope, plan)
     totals = {
         kind: sum(len(changes[kind]) for changes in kept.values())
         for kind in ("packages", "files", "units", "containers", "jobs", "cluster")
@@ -171,11 +220,46 @@ def select(plan: Spec, *, nodes: Sequence[str] = (), services: Sequence[str] = (
     return {
         **plan,
         "nodes": kept,
-        "ceph": [],
+        "ceph": ceph,
         "scope": scope,
-        "totals": {"nodes": len(kept), **totals, "ceph": 0},
-        "changes": bool(kept),
+        "totals": {"nodes": len(kept), **totals, "ceph": len(ceph)},
+        "changes": bool(kept) or bool(ceph),
+        "notes": notes,
     }
+
+
+def _arrives(plan: Spec, services: Sequence[str]) -> bool:
+    """Whether one of these services is new: a container or something cluster-wide of it is not there yet."""
+    return any(
+        any(c["action"] == "create" and c["service"] in services for c in changes["containers"])
+        or any(set(c.get("for") or ()) & set(services) for c in changes["cluster"])
+        for changes in plan["nodes"].values()
+    )
+
+
+def _ceph_for(
+    plan: Spec, wanted: set[str], nodes: Sequence[str], services: Sequence[str]
+) -> tuple[list[Spec], list[str]]:
+    """Return what Ceph lacks of what is wanted, and notes on what cannot be done by itself."""
+    own = [change for change in plan["ceph"] if f"{change['kind']} {change['name']}" in wanted]
+    if not own or nodes:
+        return [], []
+    if len(own) < len(plan["ceph"]):
+        lacking = ", ".join(f"{change['kind']} {change['name']}" for change in own)
+        return [], [
+            f"Ceph lacks {lacking}, which {', '.join(services)} needs, and more than that: "
+            "deploy without --service first"
+        ]
+    return [dict(change) for change in own], []
+
+
+def _add_ceph(scope: list[Spec], plan: Spec) -> None:
+    """Let the node that works on Ceph do so."""
+    leader = next(item["name"] for item in plan["scope"] if "ceph" in item["todo"])
+    entry = next((item for item in scope if item["name"] == leader), None)
+    if entry is None:
+        scope.append(entry := {"name": leader, "todo": {}})
+    entry["todo"]["ceph"] = ["all"]
 
 
 def same(plan: Spec, other: Spec) -> bool:
@@ -242,7 +326,7 @@ def describe(plan: Spec, *, diff: bool = True) -> list[str]:
         for change in plan["ceph"]:
             why = f": {change['reason']}" if change.get("reason") else ""
             lines.append(f"  {change['action']} {change['kind']} {change['name']}{why}")
-    return lines
+    return [*lines, *(f"note: {note}" for note in plan.get("notes") or ())]
 
 
 def summary(plan: Spec) -> str:

@@ -15,7 +15,7 @@ import yaml
 
 from cloudctl.ceph import desired as ceph_desired
 from cloudctl.cluster import desired as cluster_desired
-from cloudctl.engine.definitions import PHASES, ConfigFile, Container, Job, Service, load_services
+from cloudctl.engine.definitions import PHASES, SERVED, ConfigFile, Container, Job, Service, load_services
 from cloudctl.engine.merge import merge
 from cloudctl.engine.network import BACKENDS
 from cloudctl.errors import ConfigError
@@ -415,6 +415,7 @@ class Renderer:
             "parts": parts,
             "reload": {"files": reloads, "command": container.reload["command"]} if reloads else {},
             "compose": compose,
+            **({"serves": list(container.serves)} if container.serves else {}),
         }
         return state, files
 
@@ -559,6 +560,17 @@ class Renderer:
         }
 
 
+def needs_of(service: Service) -> list[str]:
+    """Return what a service needs of others: kinds that containers serve, and ``kind name`` of Ceph's."""
+    ceph = service.raw.get("ceph") or {}
+    clients = [*([ceph["client"]] if ceph.get("client") else []), *(ceph.get("clients") or ())]
+    return [
+        *(key for key in SERVED if service.raw.get(key)),
+        *(f"pool {pool['name']}" for pool in ceph.get("pools") or ()),
+        *(f"client {client['name']}" for client in clients),
+    ]
+
+
 def _file(path: str, content: str, area: str, container: str = "") -> Spec:
     return {
         "path": path,
@@ -631,12 +643,13 @@ def _template_line(error: BaseException) -> int | None:
 
 
 def render_site(site: Site, services: Sequence[Service] | None = None) -> dict[str, Any]:
-    """Return ``{"nodes": {name: spec}, "ceph": …, "phases": …}`` of a whole site."""
+    """Return ``{"nodes": {name: spec}, "ceph": …, "phases": …, "needs": {service: …}}`` of a whole site."""
     renderer = Renderer(site, services)
     return {
         "nodes": {node.name: renderer.node_spec(node) for node in renderer.managed_nodes()},
         "ceph": renderer.ceph(),
         "phases": list(PHASES),
+        "needs": {service.name: needs_of(service) for service in renderer.services},
     }
 
 

@@ -238,7 +238,7 @@ def render(site_path: Path) -> Spec:
         leader = state["ceph"]["desired"]["mons"][0]["name"]
         _write(path / "ceph.json", json.dumps(state["ceph"]))
     _write(path / "mask.json", json.dumps([value for value in site.secrets.values() if len(value) >= 6]))
-    index = {"nodes": list(state["nodes"]), "ceph_leader": leader}
+    index = {"nodes": list(state["nodes"]), "ceph_leader": leader, "needs": state["needs"]}
     _write(path / "index.json", json.dumps(index))
     return index
 
