@@ -50,6 +50,7 @@ RUNS: Mapping[str, tuple[Run, ...]] = {
     # refuses on a healthy cluster, which is what it finds here
     "galera-recover": (Run(says=("healthy",), variables={"dry_run": True}, rc=2),),
     "network": (Run(says=("Ping the peers at full MTU",)),),
+    "node-add": (Run(says=("node-in-use",), variables={"names": ["compute01"], "dry_run": True}, rc=2),),
     # a name that is taken: it gets as far as to refuse it
     "node-enroll": (
         Run(
@@ -58,6 +59,8 @@ RUNS: Mapping[str, tuple[Run, ...]] = {
             rc=2,
         ),
     ),
+    # refuses a controller that is alive
+    "node-replace": (Run(says=("node-alive",), variables={"node_name": "ctl02", "dry_run": True}, rc=2),),
     "openstack": (Run(says=("keystone",)),),
     "plan": (Run(says=("nothing to change",)),),
     "rabbitmq-reset": (Run(says=('"steps"',), variables={"dry_run": True}),),
