@@ -20,12 +20,14 @@ from cloudctl.lab import sitedir
 from cloudctl.lab.topology import topology
 from cloudctl.node_replace import ceph, decide, machine, world
 from cloudctl.node_replace.decide import Cluster
+from cloudctl.node_replace.journal import open_journal, replacing
 from cloudctl.node_replace.members import Member, fill, leftovers, members
 from cloudctl.node_replace.steps import Run, steps
 from cloudctl.operations.steps import Journal, describe, execute
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Interface, Node, Settings, Site
 from cloudctl.status.probes import PROBES
+from cloudctl.status.summary import Expected, summarise
 
 LIBRARY = Path(__file__).resolve().parents[2] / "playbooks" / "library"
 
@@ -527,3 +529,17 @@ def test_a_service_that_is_off_has_no_cluster(site: Site) -> None:
     own = world_of(replace(site, settings=Without(dict(site.settings))), "ctl02")
     assert [cluster.probe for cluster in own.clusters] == ["galera", "rabbitmq", "ceph"]
     assert own.leftovers == []
+
+
+def test_status_tells_of_a_replacement_that_did_not_end(tmp_path: Path) -> None:
+    assert replacing(tmp_path) == []
+    journal = open_journal(tmp_path, "ctl02")
+    journal.begin()
+    ended = open_journal(tmp_path, "ctl03")
+    ended.begin()
+    ended.finish()
+    assert replacing(tmp_path) == ["ctl02"]
+    status = summarise({}, {}, {}, Expected({}, {}, replacing=replacing(tmp_path)))
+    (problem,) = [problem for problem in status.problems if problem.ref == "node-replace-unfinished"]
+    assert (problem.where, problem.warning) == ("ctl02", True)
+    assert "node replace ctl02" in problem.hint

@@ -47,6 +47,7 @@ def expected(site: Site) -> Expected:
     from cloudctl.backup.schedule import prefix_of
     from cloudctl.engine.render import desired_containers
     from cloudctl.node.journal import joining, leaving
+    from cloudctl.node_replace.journal import replacing
 
     storage = site.group("storage")
     osds = sum(len(node.vars.get("devices") or []) for node in storage)
@@ -64,4 +65,5 @@ def expected(site: Site) -> Expected:
         schedules=prefix_of(site),
         joining=joining(site.path),
         leaving=leaving(site.path),
+        replacing=replacing(site.path),
     )

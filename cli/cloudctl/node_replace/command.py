@@ -103,7 +103,8 @@ def _replace(
     from cloudctl.commands.service import confirm
     from cloudctl.engine.render import Renderer
     from cloudctl.node_replace import decide
-    from cloudctl.node_replace.steps import Run, journal_name, steps
+    from cloudctl.node_replace.journal import open_journal
+    from cloudctl.node_replace.steps import Run, steps
     from cloudctl.node_replace.world import World, check_others
 
     def report(text: str) -> None:
@@ -113,7 +114,7 @@ def _replace(
 
     began = time.monotonic()
     world = World(site, site.nodes[name], Renderer(site), report)
-    journal = Journal(site.path, journal_name(name))
+    journal = open_journal(site.path, name)
     state = _look(world, journal, needed=record is not None)
     goes_on = journal.open and journal.state("take-in") == DONE
     run = Run(request, _confirm(yes), _events(record, report))

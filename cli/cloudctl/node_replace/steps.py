@@ -33,11 +33,6 @@ class Run:
     on_event: Callable[[Event], None] = lambda event: None
 
 
-def journal_name(name: str) -> str:
-    """Return the name of a node's journal."""
-    return f"node-replace-{name}"
-
-
 def steps(world: World, run: Run) -> list[Step]:
     """Return the steps, in order; each looks at what is there first."""
     name, others = world.name, [node for node in world.others if world.names[node]]

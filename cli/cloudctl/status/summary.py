@@ -44,6 +44,7 @@ class Expected:
         schedules: how the units of this cloud's schedules begin; empty: none is looked at.
         joining: nodes whose adding was begun and did not end, with the group that they are to join.
         leaving: nodes whose removal was begun and did not end.
+        replacing: controllers whose replacement was begun and did not end.
     """
 
     containers: Mapping[str, Sequence[Mapping[str, str]]]
@@ -55,6 +56,7 @@ class Expected:
     schedules: str = ""
     joining: Mapping[str, str] = field(default_factory=dict)
     leaving: Sequence[str] = ()
+    replacing: Sequence[str] = ()
 
     def nodes_of(self, container: str) -> list[str]:
         """Return the nodes on which a container should run."""
@@ -464,6 +466,12 @@ def _moves(status: Status, expected: Expected) -> None:
         status.add(
             "node-remove-unfinished", f"{node} was to be removed, and that did not end", node,
             f"cloudctl node remove {node} goes on", warning=True,
+        )  # fmt: skip
+    status.sections["replacing"] = list(expected.replacing)
+    for node in expected.replacing:
+        status.add(
+            "node-replace-unfinished", f"a new machine was to become {node}, and that did not end", node,
+            f"cloudctl node replace {node} goes on", warning=True,
         )  # fmt: skip
 
 
