@@ -100,6 +100,7 @@ proof:
 
 LABEL = "cloudctl.backup"
 WORK = "/work"
+RESTORES = "cloudctl_restore_"  # how the volumes begin in which restores are prepared
 LIFETIME = 6 * 3600  # seconds after which a throw-away container ends by itself
 UNCOUNTED = ("information_schema", "performance_schema")
 GRASTATE = """# GALERA saved state
@@ -341,7 +342,10 @@ def open_container(params):
     """Make the throw-away container; those left by interrupted runs go first (one works at a time)."""
     close_container({"name": "", "keep_volume": ""})
     if params["keep_volume"]:
-        run(["docker", "volume", "rm", "--force", params["keep_volume"]])
+        # One restore works at a time: what an earlier one prepared and did not use is of no use any more.
+        left = run(["docker", "volume", "ls", "--quiet", "--filter", f"name=^{RESTORES}"]).split()
+        for name in {*left, params["keep_volume"]}:
+            run(["docker", "volume", "rm", "--force", name])
     volume = f"{params['keep_volume']}:{WORK}" if params["keep_volume"] else WORK
     run(
         ["docker", "run", "--detach", "--rm", "--name", params["name"], "--label", f"{LABEL}=1",
@@ -484,6 +488,21 @@ def count_rows(name, options, timeout):
     return found
 
 
+def count_running(container):
+    """Count the rows of the server that runs, where tables may come and go meanwhile.
+
+    Raises:
+        Failed: it does not answer.
+    """
+    for _attempt in range(9):
+        try:
+            return count_rows(container, [], 3600)
+        except Failed as error:
+            if not re.search(r"ERROR (1146|1049) ", str(error)):  # no such table, no such database
+                raise
+    return count_rows(container, [], 3600)
+
+
 # -- restoring --------------------------------------------------------------------------------------
 
 
@@ -568,7 +587,7 @@ def main():
             found = read_all(params) if params["action"] == "read" else rotate(params)
             module.exit_json(changed=False, found=found)
         elif params["action"] == "count":
-            module.exit_json(changed=False, rows=count_rows(params["container"], [], 3600))
+            module.exit_json(changed=False, rows=count_running(params["container"]))
         elif params["action"] == "open":
             open_container(params)
             module.exit_json(changed=True)

@@ -32,6 +32,7 @@ from cloudctl.backup.choose import (
 )
 from cloudctl.backup.manifest import Manifest, Position, StoredFile
 from cloudctl.backup.prove import missing_from
+from cloudctl.backup.restore import differences
 from cloudctl.backup.take import databases_in, gunzip, unchanged_schemas
 from cloudctl.errors import ApplyFailed, CheckFailed, UsageError
 
@@ -558,3 +559,16 @@ def test_databases_of_a_dump_are_found() -> None:
 def test_a_manifest_shows_no_more_than_it_has_to(tmp_path: Path) -> None:
     shown = json.dumps(replace(make("a"), path=tmp_path).as_dict())
     assert SECRET not in shown and "30381ae9" not in shown
+
+
+def test_members_may_have_more_than_was_prepared_and_never_less() -> None:
+    one = {"tables": 2, "rows": 5}
+    prepared = {"nova": one, "mysql": {"tables": 9, "rows": 99}}
+    assert differences(prepared, {"a": {"nova": one, "mysql": {"tables": 9, "rows": 98}}}) == ([], [])
+    assert differences(prepared, {"a": {"nova": {"tables": 2, "rows": 6}}, "b": {"nova": one}}) == (
+        [], ["nova"],
+    )  # fmt: skip
+    for less in ({"tables": 2, "rows": 4}, {"tables": 1, "rows": 9}):
+        missing, more = differences(prepared, {"a": {"nova": one}, "b": {"nova": less}})
+        assert len(missing) == 1 and missing[0].startswith("b: nova has") and not more
+    assert len(differences({"x": {"tables": 0, "rows": 0}}, {"a": {}})[0]) == 1
