@@ -204,6 +204,23 @@ def test_every_cluster_without_majority_is_named_at_once() -> None:
     assert [error.message.split(":")[0] for error in caught.value.errors] == ["database", "mons"]
 
 
+@pytest.mark.parametrize(
+    ("probe", "change", "title"),
+    [
+        ("bus", {"running": BUS["members"]}, "bus"),
+        ("mons", {"quorum": list(NODES)}, "mons"),
+        ("db", {"size": 3}, "database"),
+    ],
+)
+def test_a_node_that_the_others_see_is_not_dead(probe: str, change: dict[str, Any], title: str) -> None:
+    decide.check_gone("b", WANTED, GOOD)
+    seen = {node: {**data, **change} for node, data in GOOD[probe].items()}
+    with pytest.raises(CheckFailed) as caught:
+        decide.check_gone("b", WANTED, {**GOOD, probe: seen})
+    assert caught.value.ref == "node-alive"
+    assert caught.value.message.endswith(f"in {title}")
+
+
 def test_incomplete_clusters_are_named() -> None:
     assert decide.incomplete(WANTED, GOOD)[0] == "database: 2 of 3, not b"
     whole = {probe: {node: answers["a"] for node in NODES} for probe, answers in GOOD.items()}

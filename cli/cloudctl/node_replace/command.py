@@ -124,12 +124,12 @@ def _replace(
         "node": name, "machine": state, "lost": lost, "continued": goes_on, "dry_run": record is None,
     }  # fmt: skip
     if record is None:
-        data |= {"clusters": check_others(world), "steps": as_plan(every)}
+        data |= {"clusters": check_others(world, gone=not goes_on), "steps": as_plan(every)}
         console.result(data, lambda: _preview(console, world, state, lost, describe(every, journal)))
         return
     if not goes_on:
         # Before anybody is asked, and before anything is changed.
-        check_others(world)
+        check_others(world, gone=True)
         if not console.json:
             _preview(console, world, state, lost, describe(every, journal if journal.open else None))
         confirm(f"{name} would be given up, and a new machine be deployed in its place", yes=yes)
@@ -146,7 +146,13 @@ def _replace(
         if outcome.result == "done":
             record.changed([{"kind": "step", "name": outcome.title, "action": "done"}])
 
-    outcomes = execute(every, journal, announce=announce, report=after)
+    try:
+        outcomes = execute(every, journal, announce=announce, report=after)
+    except BaseException:
+        if journal.state("take-in") != DONE:
+            # Nothing was changed, so there is nothing to go on with.
+            journal.forget()
+        raise
     facts = dict(journal.facts)
     journal.finish()
     seconds = time.monotonic() - began

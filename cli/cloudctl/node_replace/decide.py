@@ -182,6 +182,33 @@ def check_quorum(
     return lines
 
 
+def check_gone(name: str, wanted: Sequence[Cluster], answers: Mapping[str, Mapping[str, Answer]]) -> None:
+    """Refuse a node that takes part in a cluster, whatever its SSH server says.
+
+    Args:
+        name: the node that is replaced.
+        wanted: the clusters.
+        answers: of the others, by probe and node.
+
+    Raises:
+        CheckFailed: the others see its member.
+    """
+    seen = []
+    for cluster in wanted:
+        others = [data for node, data in answers.get(cluster.probe, {}).items() if node != name]
+        names = {str(entry).rpartition("@")[2] for data in others for entry in data.get("running") or ()}
+        names |= {str(entry) for data in others for entry in data.get("quorum") or ()}
+        # A database's member counts the others, without names.
+        sizes = [int(data["size"]) for data in others if data.get("primary")]
+        if name in names or any(size >= len(cluster.nodes) for size in sizes):
+            seen.append(cluster.title)
+    if seen:
+        raise CheckFailed(
+            "node-alive", f"{name} is not dead: the others see it in {', '.join(seen)}", where=name,
+            hint="switch it off; a machine that lost its power a moment ago is noticed within half a minute",
+        )  # fmt: skip
+
+
 def incomplete(wanted: Sequence[Cluster], answers: Mapping[str, Mapping[str, Answer]]) -> list[str]:
     """Return the clusters that lack a member, one line each."""
     lines = []

@@ -376,8 +376,12 @@ class World:
             time.sleep(5)
 
 
-def check_others(world: World) -> list[str]:
+def check_others(world: World, *, gone: bool = False) -> list[str]:
     """Refuse where another node is silent, or the others of a cluster have no majority.
+
+    Args:
+        world: the site and the node.
+        gone: refuse also where the others see the node's member: it lives, then.
 
     Returns:
         One line for each cluster.
@@ -394,4 +398,7 @@ def check_others(world: World) -> list[str]:
             "engine-off", "the container engine does not run", where=", ".join(dead),
             hint="cloudctl deploy starts it, or systemctl start docker there",
         )  # fmt: skip
-    return decide.check_quorum(world.name, world.clusters, world.answers(world.others))
+    answers = world.answers(world.others)
+    if gone:
+        decide.check_gone(world.name, world.clusters, answers)
+    return decide.check_quorum(world.name, world.clusters, answers)
