@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from cloudctl.operations.steps import Step, StepOutcome, execute
 from cloudctl.runs.lock import SiteLock
 from cloudctl.runs.record import RunRecord
 from cloudctl.site.load import load_site
-from cloudctl.site.model import Site
+from cloudctl.site.model import Node, Site
 
 if TYPE_CHECKING:
     from cloudctl.node.enroll import Contact, Request, Result
@@ -184,6 +184,121 @@ def _load(site_path: Path, output: str) -> tuple[Site, Console]:
     return site, Console(output, masker=Masker.for_secrets(site.secrets))
 
 
+# -- inspect -----------------------------------------------------------------------------------
+
+
+@command.command("inspect")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--accept", is_flag=True, help="Write the proposal into the inventory.")
+@output_option
+@click.pass_obj
+def inspect_command(site_path: Path, names: tuple[str, ...], accept: bool, output: str) -> None:
+    """Show what a machine has, and propose its ports and its OSD devices.
+
+    Ports with MAC, speed and link; disks by stable path with size, kind and content. Data goes on spinning or
+    larger disks, journals on SSDs; a disk with anything on it is left alone. Nothing is written without
+    --accept.
+    """
+    from cloudctl.node.facts import ask, propose, refuse_members
+    from cloudctl.node.inventory import WAITING, read_text, role_of, write_text
+    from cloudctl.site.edit_inventory import set_variables
+
+    site, console = _load(site_path, output)
+    nodes = {name: _known(site, name) for part in names for name in part.split(",") if name}
+    if accept:
+        for node in nodes.values():
+            refuse_members(node)
+    machines = ask(site, list(nodes))
+    ports = ports_by_group(site)
+    found = {}
+    for name, node in nodes.items():
+        waiting = WAITING in node.groups
+        role = role_or_none(node, role_of) if waiting else next((g for g in node.groups if g in ports), "")
+        found[name] = propose(node, role, ports.get(role, {}), machines[name])
+    written = False
+    if accept and any(proposal.variables for proposal in found.values()):
+        with (
+            SiteLock(site_path, "node inspect"),
+            RunRecord(site_path, "node inspect", sys.argv[1:], mask=console.masker.mask) as record,
+        ):
+            text = read_text(site_path)
+            for name, proposal in found.items():
+                if proposal.variables:
+                    text = set_variables(text, name, proposal.variables)
+                    record.changed([{"node": name, "action": "write", "variables": proposal.variables}])
+            write_text(site_path, text)
+            written = True
+    data = {
+        name: {
+            **machines[name],
+            "proposal": proposal.variables,
+            "reasons": proposal.reasons,
+            "notes": proposal.notes,
+        }
+        for name, proposal in found.items()
+    }
+    console.result({"nodes": data, "written": written}, lambda: _show_machines(console, data, accept=accept))
+
+
+def role_or_none(node: Node, role_of: Callable[[Node], str]) -> str:
+    """Return what a waiting node is to be, an empty string when nobody said."""
+    try:
+        return role_of(node)
+    except ConfigError:
+        return ""
+
+
+def ports_by_group(site: Site) -> dict[str, dict[str, str]]:
+    """Return by group its ports: kernel name to network."""
+    from cloudctl.site.document import Problems, read_document
+    from cloudctl.site.load import NETWORKS
+    from cloudctl.site.schema import schema
+
+    document = read_document(site.path, NETWORKS, Problems())
+    given = (document.data or {}).get("interfaces") if document else {}
+    known = {group: dict(entry["default"]) for group, entry in schema()["interfaces"].items()}
+    return {**known, **{group: dict(ports or {}) for group, ports in (given or {}).items()}}
+
+
+def _known(site: Site, name: str) -> Node:
+    from difflib import get_close_matches
+
+    node = site.nodes.get(name)
+    if node is None:
+        close = get_close_matches(name, list(site.nodes), 1)
+        hint = f"did you mean {close[0]!r}?" if close else "cloudctl node list"
+        raise UsageError("node-unknown", f"there is no node {name!r} in the inventory", hint=hint)
+    return node
+
+
+def _show_machines(console: Console, data: Mapping[str, Any], *, accept: bool) -> None:
+    from cloudctl.node.facts import size
+
+    for name, machine in data.items():
+        console.line(console.style(name, "bold", console.out))
+        rows: list[Sequence[object]] = []
+        for port in machine["ports"]:
+            link = {True: "up", False: "no link"}.get(port["link"], "down")
+            rows.append(
+                (port["name"], port["mac"], port["speed"], link, port["mtu"], " ".join(port["addresses"]))
+            )
+        console.table(("port", "mac", "Mbit/s", "link", "mtu", "addresses"), rows)
+        rows = [
+            (disk["path"], disk["name"], size(disk["size"]), "rotational" if disk["rotational"] else "ssd",
+             disk["content"] or "empty")
+            for disk in machine["disks"]
+        ]  # fmt: skip
+        console.table(("disk", "now", "size", "kind", "content"), rows)
+        for note in machine["notes"]:
+            console.line(f"  note: {note}")
+        for reason in machine["reasons"]:
+            console.line(f"  {reason}")
+        for key, value in machine["proposal"].items():
+            console.line(f"  {key}: {value}")
+        if machine["proposal"]:
+            console.line("  written" if accept else "  --accept writes this into the inventory")
+
+
 # -- add ---------------------------------------------------------------------------------------
 
 
@@ -322,3 +437,64 @@ def _lines(console: Console, lines: Sequence[str]) -> None:
     for line in lines:
         console.line(line)
     console.line("Nothing was changed.")
+
+
+# -- list, show --------------------------------------------------------------------------------
+
+
+@command.command("list")
+@output_option
+@click.pass_obj
+def list_command(site_path: Path, output: str) -> None:
+    """List the nodes of the inventory: what they are, and where they stand. No node is asked."""
+    from cloudctl.node.listing import rows
+
+    site = load_site(site_path, with_secrets=False)
+    console = Console(output)
+    found = rows(site)
+
+    def text() -> None:
+        console.table(
+            ("node", "address", "role", "mon", "state"),
+            [(row["name"], row["address"], row["role"] or "-", row["mon"], row["state"]) for row in found],
+        )
+
+    console.result({"nodes": found}, text)
+
+
+@command.command("show")
+@click.argument("name")
+@output_option
+@click.pass_obj
+def show_command(site_path: Path, name: str, output: str) -> None:
+    """Show a node: what the inventory says of it, and what is true of it now."""
+    from cloudctl.node.listing import details, live
+
+    site, console = _load(site_path, output)
+    node = _known(site, name)
+    said, found = details(site, node), live(site, node)
+
+    def text() -> None:
+        console.line(console.style(f"{name}  {node.address}  {said['role'] or '-'}", "bold", console.out))
+        console.line(f"  groups     {', '.join(said['groups'])}; {said['state']}")
+        for port in said["ports"]:
+            console.line(
+                f"  {port['name']:9}  {port['network']}, {port['address'] or 'no address'}, MTU {port['mtu']}"
+            )
+        for device in said["devices"]:
+            console.line(f"  OSD        {device}")
+        if not found["reachable"]:
+            console.line(f"  now        does not answer: {found['error']}")
+            return
+        system = f"{found['system']}, kernel {found['kernel']}, up {duration(float(found['uptime'] or 0))}"
+        console.line(f"  now        {system}")
+        wanted = set(said["containers"])
+        for container, state in sorted(found["containers"].items()):
+            mark = "" if container in wanted or not wanted else "  (not of cloudctl)"
+            console.line(f"  container  {container}: {state['state']} {state['health']}{mark}")
+        for container in sorted(wanted - set(found["containers"])):
+            console.line(f"  container  {container}: absent")
+        for instance in found["instances"] or []:
+            console.line(f"  VM         {instance['name']} ({instance['id']}): {instance['status']}")
+
+    console.result({**said, "now": found}, text)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from cloudctl.ceph.desired import mon_nodes
+from cloudctl.ceph.desired import device_arguments, mon_nodes
 from cloudctl.checks import judge
 from cloudctl.checks.judge import Finding
 from cloudctl.checks.registry import missing
@@ -28,6 +29,7 @@ from cloudctl.netcheck.collect import facts_of, silent_nodes
 from cloudctl.node.check import judge_trial, trials
 from cloudctl.node.inventory import joined, read_text, tidied, write_text
 from cloudctl.node.others import Work, call_of, ceph_of, works
+from cloudctl.operations.call import call
 from cloudctl.operations.steps import Journal, Step
 from cloudctl.runner import Event, RunResult, run_playbook
 from cloudctl.runs.lock import state_directory
@@ -253,6 +255,16 @@ class Joining:
         index = json.loads(path.read_text(encoding="utf-8"))
         index["nodes"] = [name for name in index["nodes"] if name in self.roles]
         write_atomically(path, json.dumps(index))
+        image = self._ceph_image()
+        for name in self.of_role("storage") if image else ():
+            # It is large, and the orchestrator would only begin to fetch it when all else is ready.
+            place = workspace.workspace_path(self.change.after.path) / "nodes" / name
+            spec = json.loads(zlib.decompress(place.read_bytes()))
+            spec["images"].append(image)
+            place.write_bytes(zlib.compress(json.dumps(spec).encode(), 1))
+
+    def _ceph_image(self) -> str:
+        return str(self.change.ceph["image"]) if self.change.ceph else ""
 
     # -- what is shown -------------------------------------------------------------------------
 
@@ -304,8 +316,10 @@ class Joining:
         extra: dict[str, list[Mapping[str, Any]]] = {}
         ceph = self._ceph()
         if ceph is not None:
+            self._prepare_devices()
+            devices = {name: self.devices[name] for name in self.of_role("storage")}
             arguments = {
-                "mode": "apply", "desired": ceph, "secrets": {}, "devices": self.devices, "timeout": 600,
+                "mode": "apply", "desired": ceph, "secrets": {}, "devices": devices, "timeout": 600,
             }  # fmt: skip
             leader = mon_nodes(self.change.after)[0].name
             extra[leader] = [{"module": "cloudctl_ceph", "arguments": arguments}]
@@ -315,6 +329,22 @@ class Joining:
         if unreached:
             text += f"; not reached, a deploy tells them: {', '.join(unreached)}"
         return text
+
+    def _prepare_devices(self) -> None:
+        """Give the storage nodes' devices lasting names, and shared journal devices their partitions."""
+        assert self.change.ceph is not None
+        names = self.of_role("storage")
+        if image := self._ceph_image():
+            pull = {"argv": ["docker", "pull", "--quiet", image]}
+            call(
+                self.change.after.path, "ansible.builtin.command", dict.fromkeys(names, pull), changing=True
+            ).all_or_raise()
+        calls = {name: device_arguments(self.change.ceph, name, "prepare") for name in names}
+        answers = call(self.change.after.path, "cloudctl_ceph", calls, changing=True).all_or_raise()
+        for name in names:
+            self.devices[name] = [{**item, "prepared": True} for item in self.devices[name]]
+            for entry in answers[name].get("done") or answers[name].get("changes") or []:
+                self.say(f"{name}: {entry.get('kind')} {entry.get('name')}: {entry.get('action')}")
 
     def _ceph(self) -> dict[str, Any] | None:
         storage = self.of_role("storage")

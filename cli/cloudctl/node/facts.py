@@ -1,0 +1,161 @@
+"""From what a machine has to what the inventory should say about it. Pure, but for the question itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cloudctl.errors import CheckFailed
+from cloudctl.operations.call import call
+from cloudctl.site.model import Node, Site
+
+GIB = 1 << 30
+LEAST = 1 * GIB
+"""Bytes; a smaller disk is no OSD's, and no journal's."""
+
+_ORDER = ("tenant", "storage", "replication", "api", "external")
+"""Which networks get the faster ports first."""
+
+
+@dataclass
+class Proposal:
+    """What the inventory should say.
+
+    Attributes:
+        variables: to be written.
+        reasons: why, one line each.
+        notes: what could not be decided.
+    """
+
+    variables: dict[str, Any] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def ask(site: Site, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return by node what ``cloudctl_inspect`` found.
+
+    Raises:
+        CloudctlError, MultiError: a node does not answer.
+    """
+    answers = call(site.path, "cloudctl_inspect", {name: {} for name in names}).all_or_raise()
+    return {name: answer["machine"] for name, answer in answers.items()}
+
+
+def propose(node: Node, role: str, networks: Mapping[str, str], machine: Mapping[str, Any]) -> Proposal:
+    """Return what a node's inventory variables should be.
+
+    Args:
+        node: as the inventory has it.
+        role: compute, storage or whatever it is to be; empty when nobody said.
+        networks: the role's ports: kernel name to network.
+        machine: as returned by ``ask``.
+    """
+    found = Proposal()
+    if role and networks:
+        _ports(found, node, networks, machine["ports"])
+    if role == "storage":
+        _disks(found, machine["disks"])
+    return found
+
+
+def _ports(
+    found: Proposal, node: Node, networks: Mapping[str, str], ports: Sequence[Mapping[str, Any]]
+) -> None:
+    """Name the machine's ports: the one with the management address, then the faster ones first."""
+    own = [port for port in ports if node.address in port["addresses"]]
+    wanted = sorted(
+        ((name, network) for name, network in networks.items() if network != "management"),
+        key=lambda item: (_ORDER.index(item[1]) if item[1] in _ORDER else len(_ORDER), item[0]),
+    )
+    management = next((name for name, network in networks.items() if network == "management"), None)
+    left = [port for port in ports if port not in own and port["link"] is not False]
+    if management and not own:
+        found.notes.append(f"no port has the management address {node.address}")
+    if len(left) < len(wanted):
+        without = ", ".join(network for _name, network in wanted[len(left) :])
+        found.notes.append(
+            f"{len(left)} more ports with a link for {len(wanted)} networks: none for {without}"
+        )
+    if {port["name"] for port in ports} >= set(networks) and own and own[0]["name"] == management:
+        # They are called as networks.yml calls them; where all are as fast, that is what was meant.
+        speeds = {port["speed"] for port in left}
+        if len(speeds) <= 1:
+            found.reasons.append(f"ports are called as networks.yml does: {_shown(networks)}")
+            return
+    chosen: dict[str, Mapping[str, Any]] = {}
+    if management and own:
+        chosen[management] = own[0]
+    fast = sorted(left, key=lambda port: -(port["speed"] or 0))
+    for (name, _network), port in zip(wanted, fast, strict=False):
+        chosen[name] = port
+    if not chosen:
+        return
+    written = node.vars.get("interfaces") or {}
+    interfaces: dict[str, Any] = {name: dict(entry or {}) for name, entry in written.items()}
+    for name in networks:
+        if name in chosen:
+            port = chosen[name]
+            if port["name"] != name:
+                interfaces[name] = {**interfaces.get(name, {}), "mac": port["mac"]}
+            speed = f", {port['speed']} Mbit/s" if port["speed"] else ""
+            found.reasons.append(f"{networks[name]}: {port['name']} ({port['mac']}{speed}) as {name}")
+    if interfaces != written:
+        found.variables["interfaces"] = interfaces
+
+
+def _shown(networks: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {network}" for name, network in networks.items())
+
+
+def _disks(found: Proposal, disks: Sequence[Mapping[str, Any]]) -> None:
+    """Choose data and journal disks: data on spinning or larger ones, journals on SSDs."""
+    free = [disk for disk in disks if not disk["content"] and not disk["system"] and disk["size"] >= LEAST]
+    for disk in disks:
+        if disk not in free:
+            why = disk["content"] or ("the system uses it" if disk["system"] else "it is too small")
+            found.notes.append(f"{disk['path']} ({size(disk['size'])}) is left alone: {why}")
+    if not free:
+        found.notes.append("no empty disk")
+        return
+    spinning = [disk for disk in free if disk["rotational"]]
+    solid = [disk for disk in free if not disk["rotational"]]
+    if spinning and solid:
+        data, journals, why = spinning, solid, "spinning disks hold data, SSDs their journals"
+    else:
+        most = max(disk["size"] for disk in free)
+        data = [disk for disk in free if disk["size"] * 2 > most]
+        journals = [disk for disk in free if disk["size"] * 2 <= most]
+        why = (
+            "larger disks hold data, smaller ones their journals" if journals else "all disks are alike: data"
+        )
+    found.variables["devices"] = [disk["path"] for disk in data]
+    found.reasons.append(why)
+    if journals:
+        # As documented: several journals share an SSD; with several SSDs, evenly.
+        chosen = journals[: len(data)]
+        found.variables["journal_devices"] = [
+            chosen[i * len(chosen) // len(data)]["path"] for i in range(len(data))
+        ]
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as people say it."""
+    for unit, factor in (("TiB", 1 << 40), ("GiB", GIB), ("MiB", 1 << 20)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def refuse_members(node: Node) -> None:
+    """Refuse to write about a node that is in use: its OSDs and ports follow from what is written now.
+
+    Raises:
+        CheckFailed: it is.
+    """
+    if "newnodes" not in node.groups:
+        raise CheckFailed(
+            "node-in-use", f"{node.name} is a node of the cloud ({', '.join(node.groups)})", where=node.name,
+            hint="change the inventory by hand, look at cloudctl plan, then deploy",
+        )  # fmt: skip
