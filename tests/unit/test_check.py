@@ -12,19 +12,24 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from site_support import lab_site
 
 from cloudctl.checks import judge
 from cloudctl.checks.collect import Checked
 from cloudctl.checks.judge import Finding
 from cloudctl.checks.registry import ask, manifest_url, missing
+from cloudctl.checks.wanted import questions
+from cloudctl.engine.render import Renderer
 from cloudctl.errors import Unreachable
-from cloudctl.site.model import Interface, Node
+from cloudctl.site.load import load_site
+from cloudctl.site.model import Interface, Node, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
@@ -396,3 +401,17 @@ def test_module_says_why_kvm_is_unusable(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(module.os, "open", refuse)
     assert module.try_kvm() == "/dev/kvm: No such file or directory"
+
+
+def test_what_a_node_is_asked_follows_from_the_services(tmp_path: Path) -> None:
+    renderer = Renderer(load_site(lab_site(tmp_path)))
+    found = questions(renderer)
+    control, compute = found["ctl01"], found["compute01"]
+    assert {3306, 4567, 5672, 11211, 6641, 6644, 5000, 4569} <= set(control["ports"])
+    assert not {3306, 5000} & set(compute["ports"])
+    # the lab's datapath is in userspace
+    assert control["modules"] == compute["modules"] == []
+    settings = Settings({**renderer.site.settings, "datapath": "system"})
+    found = questions(Renderer(replace(renderer.site, settings=settings)))
+    assert found["ctl01"]["modules"] == found["compute01"]["modules"] == ["openvswitch"]
+    assert found["osd01"]["modules"] == []

@@ -30,10 +30,6 @@ SERVICES = sorted(service.name for service in load_services())
 NAMED_OUTSIDE = {
     "cli/cloudctl/backup/restore.py": ("mariadb", "a dry run's words: the program that applies binary logs"),
     "cli/cloudctl/backup/server.py": ("mariadb", "the database server's programs, which back it up"),
-    "cli/cloudctl/checks/wanted.py": (
-        "haproxy mariadb memcached openvswitch ovn rabbitmq",
-        "ports that are no frontend's, the kernel module of a datapath",
-    ),
     "cli/cloudctl/cluster/desired.py": ("mariadb", "the account with which databases are reconciled"),
     "cli/cloudctl/cluster/reconcile.py": (
         "haproxy keystone mariadb",
@@ -57,12 +53,6 @@ NAMED_OUTSIDE = {
     "cli/cloudctl/operations/clusters.py": ("ovn rabbitmq", "what stopping costs, by kind of cluster"),
     "cli/cloudctl/site/schema.yml": ("openvswitch", "a description: the kernel module of a datapath"),
     "cli/cloudctl/site/templates/overrides/README.md.j2": ("nova", "an example"),
-    "cli/cloudctl/status/probes.py": ("mariadb ovn rabbitmq", "how each kind of cluster is asked"),
-    "cli/cloudctl/status/summary.py": (
-        "keepalived mariadb ovn rabbitmq",
-        "how each kind of cluster is judged",
-    ),
-    "cli/cloudctl/status/text.py": ("ovn rabbitmq", "how each kind of cluster is shown"),
     "cli/cloudctl/verify/tenant.py": ("nova placement", "words of the APIs: a service type, a log's name"),
     "playbooks/rabbitmq-reset.yml": ("rabbitmq", "runs the command of that name"),
     "playbooks/library/cloudctl_backup.py": ("mariadb", "programs inside the database's container"),

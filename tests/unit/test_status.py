@@ -7,20 +7,24 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cloudctl.console import Console
-from cloudctl.errors import Unreachable
+from cloudctl.engine.definitions import load_service, load_services
+from cloudctl.errors import ConfigError, Unreachable
 from cloudctl.status.probes import (
     PARSERS,
     PROBES,
+    clusters_of,
+    known_clusters,
     parse,
+    parse_erlang,
     parse_galera,
-    parse_ovn,
-    parse_rabbitmq,
+    parse_ovsdb,
     probes,
 )
 from cloudctl.status.summary import Expected, Status, summarise
@@ -294,11 +298,12 @@ def test_cloud_without_ceph_and_without_clusters() -> None:
 
 
 def test_parsers() -> None:
-    assert set(PARSERS) == set(PROBES)
+    kinds = {cluster.kind for cluster in known_clusters()} - {"vip"}
+    assert set(PARSERS) == kinds | {"ceph", "ceph_version"}
     assert parse_galera("") == {"size": 0, "state": "", "primary": False, "ready": False}
-    assert parse_ovn(OVN.format(role="candidate", leader="unknown"))["leader"] is False
-    assert parse_ovn(OVN.format(role="leader", leader="self"))["servers"] == 3
-    assert parse_rabbitmq("{}")["running"] == []
+    assert parse_ovsdb(OVN.format(role="candidate", leader="unknown"))["leader"] is False
+    assert parse_ovsdb(OVN.format(role="leader", leader="self"))["servers"] == 3
+    assert parse_erlang("{}")["running"] == []
     assert parse("rabbitmq", answer("not json"))[0] is None
     assert parse("ceph", {"rc": 124, "stdout": "", "stderr": "no answer within 20 s"}) == (
         None,
@@ -364,3 +369,45 @@ def test_module_bounds_commands() -> None:
     assert module.run(["sleep", "5"], 0.1)["rc"] == 124
     assert module.run(["/no/such/program"], 1)["rc"] == 127
     assert module.run(["echo", "hi"], 5) == {"rc": 0, "stdout": "hi\n", "stderr": ""}
+
+
+# -- which clusters there are, is said by the services ------------------------------------------
+
+
+def test_a_clustered_service_of_a_site_is_asked_and_judged(tmp_path: Path) -> None:
+    # Its definition is all there is of it: no other file is touched.
+    service = tmp_path / "services" / "search"
+    service.mkdir(parents=True)
+    (service / "service.yml").write_text(
+        "name: search\n"
+        "phase: infrastructure\n"
+        "containers: {search_db: {image: x, group: control, ports: [9300]}}\n"
+        "status:\n"
+        "  - {name: search_db, kind: ovsdb, title: Search, container: search_db,\n"
+        "     command: [ask, it], user: s}\n"
+    )
+    clusters = clusters_of(load_services(tmp_path))
+    assert probes([], clusters)["search_db"] == {
+        "container": "search_db", "command": ["ask", "it"], "user": "s",
+    }  # fmt: skip
+    facts, api, expected = good()
+    wanted = [*expected.containers["ctl01"], {"name": "search_db", "service": "search"}]
+    expected = replace(expected, containers=dict.fromkeys(CONTROL, wanted), clusters=clusters)
+    for known in facts.values():
+        known["containers"].append({**known["containers"][0], "name": "search_db"})
+    facts["ctl01"]["probes"]["search_db"] = answer(OVN.format(role="leader", leader="self"))
+    status = summarise(facts, {}, api, expected)
+    assert refs(status) == ["search-incomplete"]
+    assert "Search          1/3 members, leader ctl01" in cluster_lines(status.sections)
+
+
+@pytest.mark.parametrize(
+    "entry", ["{name: a, kind: other, container: c}", "{name: a, kind: galera, container: z}", "{name: a}"]
+)
+def test_a_wrong_entry_is_refused(entry: str, tmp_path: Path) -> None:
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "service.yml").write_text(
+        f"name: search\nphase: control\ncontainers: {{c: {{image: x, group: control}}}}\nstatus: [{entry}]\n"
+    )
+    with pytest.raises(ConfigError):
+        load_service(tmp_path / "search")

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from cloudctl.engine.render import Renderer
 from cloudctl.site.model import Node
 
-# Ports that daemons use among themselves: they have no frontend. By container.
-_CLUSTER_PORTS: Mapping[str, tuple[int, ...]] = {
-    "mariadb": (3306, 4444, 4567, 4568),
-    "rabbitmq": (4369, 5672, 25672),
-    "memcached": (11211,),
-    "ovn_nb_db": (6641, 6643),
-    "ovn_sb_db": (6642, 6644),
-}
 _MON_PORTS = (3300, 6789)
 
 
@@ -23,21 +14,20 @@ def ports(renderer: Renderer, node: Node) -> dict[int, str]:
     """Return the TCP ports that our containers will listen on at a node, with the container's name."""
     containers = {container.name: container for container in renderer.containers_of(node)}
     found: dict[int, str] = {}
-    for name in containers:
-        for port in _CLUSTER_PORTS.get(name, ()):
-            found[port] = name
+    for name, container in containers.items():
+        found.update(dict.fromkeys(container.ports, name))
     # The virtual addresses' ports are taken on every node that may hold them.
-    balancer = next((name for name in containers if name == "haproxy"), None)
+    balancer = next((name for name, item in containers.items() if "frontends" in item.serves), None)
     for service in renderer.services:
         for frontend in service.frontends:
             if balancer:
                 found.setdefault(int(frontend["port"]), balancer)
-            container = str(frontend.get("container", ""))
-            if container in containers:
-                found[int(frontend.get("backend_port", frontend["port"]))] = container
+            backend = str(frontend.get("container", ""))
+            if backend in containers:
+                found[int(frontend.get("backend_port", frontend["port"]))] = backend
                 check = frontend.get("check") or {}
                 if check.get("port"):
-                    found[int(check["port"])] = container
+                    found[int(check["port"])] = backend
     if "mons" in node.groups and renderer.site.group("storage"):
         found.update(dict.fromkeys(_MON_PORTS, "ceph-mon"))
     return found
@@ -52,11 +42,24 @@ def images(renderer: Renderer) -> dict[str, str]:
     return {name: str((lock.get(name) or {}).get("reference", "")) for name in names}
 
 
+def kernel_modules(renderer: Renderer, node: Node) -> list[str]:
+    """Return the kernel modules that the services with a container on a node need there."""
+    running = {container.service for container in renderer.containers_of(node)}
+    return sorted(
+        {
+            str(entry["name"])
+            for service in renderer.services
+            if service.name in running
+            for entry in service.raw.get("kernel_modules") or ()
+            if renderer.matches(entry.get("only"))
+        }
+    )
+
+
 def questions(renderer: Renderer) -> dict[str, dict[str, Any]]:
     """Return by node the arguments of the module ``cloudctl_check``."""
     site = renderer.site
     vips = [str(site.get(f"vip.{name}")) for name in ("internal", "external")]
-    system = site.get("datapath", "system") == "system"
     kvm = site.get("virtualisation.type", "kvm") == "kvm"
     return {
         node.name: {
@@ -66,7 +69,7 @@ def questions(renderer: Renderer) -> dict[str, dict[str, Any]]:
                 "repository": str(site.get("packages.repository")),
             },
             "vips": vips if "control" in node.groups else [],
-            "modules": ["openvswitch"] if system and {"control", "compute"} & set(node.groups) else [],
+            "modules": kernel_modules(renderer, node),
             "kvm": kvm and "compute" in node.groups,
         }
         for node in site.nodes.values()

@@ -45,9 +45,11 @@ def command(site_path: Path, output: str) -> None:
 def expected(site: Site) -> Expected:
     """Return what the site wants, as far as the state is judged by it."""
     from cloudctl.backup.schedule import prefix_of
+    from cloudctl.engine.definitions import load_services
     from cloudctl.engine.render import desired_containers
     from cloudctl.node.journal import joining, leaving
     from cloudctl.node_replace.journal import replacing
+    from cloudctl.status.probes import clusters_of
 
     storage = site.group("storage")
     osds = sum(len(node.vars.get("devices") or []) for node in storage)
@@ -66,4 +68,5 @@ def expected(site: Site) -> Expected:
         joining=joining(site.path),
         leaving=leaving(site.path),
         replacing=replacing(site.path),
+        clusters=clusters_of(load_services(site.path)),
     )

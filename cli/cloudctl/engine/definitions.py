@@ -24,19 +24,24 @@ SERVED = ("frontends", "messaging")
 
 _SERVICE_KEYS = {
     "name", "description", "phase", "after", "settings", "secrets", "databases", "messaging", "identity",
-    "frontends", "ceph", "files", "containers", "jobs", "only", "packages", "sections", "members",
-    "leftovers",
+    "frontends", "ceph", "files", "containers", "jobs", "only", "packages", "sections", "status",
+    "kernel_modules", "members", "leftovers",
 }  # fmt: skip
 _CONTAINER_KEYS = {
     "image", "group", "command", "files", "permissions", "volumes", "environment", "privileged", "pid", "ipc",
     "cgroupns", "user", "tmpfs", "devices", "cap_add", "ulimits", "stop_grace_period", "stop_signal",
     "hostname", "init", "healthcheck", "reload", "only", "enabled", "security_opt", "description",
-    "serves",
+    "serves", "ports",
 }  # fmt: skip
 _JOB_KEYS = {
     "name", "container", "environment", "command", "at", "phase", "node", "inputs", "needs", "once", "only",
     "timeout", "description", "user",
 }  # fmt: skip
+CLUSTER_KINDS = ("galera", "erlang", "ovsdb", "vip")
+"""Kinds of clusters whose state can be read and judged, in the order in which they are told.
+
+``vip`` is not asked: its addresses are looked for on the nodes.
+"""
 COMPOSE_PASSTHROUGH = (
     "privileged", "pid", "ipc", "user", "tmpfs", "devices", "cap_add", "ulimits",
     "stop_signal", "hostname", "init", "security_opt",
@@ -85,6 +90,29 @@ class Container:
     only: Mapping[str, Any]
     enabled: str | None
     serves: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How a clustered service tells its state.
+
+    Attributes:
+        name: unique; where the answers are kept.
+        kind: how an answer is read and judged, one of ``CLUSTER_KINDS``.
+        title: what an operator calls it.
+        container: runs on every member.
+        command: what is asked inside it; empty: nothing.
+        user: as whom; empty: the container's.
+    """
+
+    name: str
+    service: str
+    kind: str
+    title: str
+    container: str
+    command: tuple[str, ...]
+    user: str
 
 
 @dataclass(frozen=True)
@@ -126,6 +154,7 @@ class Service:
     jobs: tuple[Job, ...]
     frontends: tuple[Mapping[str, Any], ...]
     raw: Mapping[str, Any]
+    clusters: tuple[Cluster, ...] = ()
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -201,7 +230,7 @@ def load_service(directory: Path) -> Service:
     frontends = tuple(raw.get("frontends") or ())
     return Service(
         name, str(raw.get("description", "")), phase, tuple(raw.get("after") or ()), directory,
-        containers, files, jobs, frontends, raw,
+        containers, files, jobs, frontends, raw, _clusters(name, raw, names, where),
     )  # fmt: skip
 
 
@@ -268,7 +297,42 @@ def _container(
         only=value.get("only") or {},
         enabled=value.get("enabled"),
         serves=_serves(name, value, where),
+        ports=tuple(int(port) for port in value.get("ports") or ()),
     )
+
+
+def _clusters(
+    service: str, raw: Mapping[str, Any], containers: Iterable[str], where: Path
+) -> tuple[Cluster, ...]:
+    found = []
+    for entry in raw.get("status") or ():
+        _unknown(entry, {"name", "kind", "title", "container", "command", "user"}, where, "status")
+        for key in ("name", "kind", "container"):
+            if key not in entry:
+                raise ConfigError("service-status", f"an entry of status has no {key}", where=str(where))
+        if entry["kind"] not in CLUSTER_KINDS:
+            raise ConfigError(
+                "service-status", f"status {entry['name']}: kind is {entry['kind']!r}, one of: "
+                f"{', '.join(CLUSTER_KINDS)}", where=str(where),
+            )  # fmt: skip
+        if entry["container"] not in set(containers):
+            raise ConfigError(
+                "service-status",
+                f"status {entry['name']} names no container of the service",
+                where=str(where),
+            )
+        found.append(
+            Cluster(
+                name=entry["name"],
+                service=service,
+                kind=entry["kind"],
+                title=entry.get("title", entry["name"]),
+                container=entry["container"],
+                command=tuple(entry.get("command") or ()),
+                user=entry.get("user", ""),
+            )
+        )
+    return tuple(found)
 
 
 def _serves(container: str, value: Mapping[str, Any], where: Path) -> tuple[str, ...]:
@@ -320,6 +384,7 @@ def _check_unique(services: Sequence[Service]) -> None:
         names = [("container", container.name) for container in service.containers]
         names += [("configuration file", name) for name in service.files]
         names += [("frontend", frontend["name"]) for frontend in service.frontends]
+        names += [("status", cluster.name) for cluster in service.clusters]
         for key in names:
             if key in seen:
                 raise ConfigError(

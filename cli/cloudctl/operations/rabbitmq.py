@@ -17,7 +17,7 @@ from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, Unreachable
 from cloudctl.operations import containers
 from cloudctl.operations.steps import BEGUN, DONE, Journal, Step
 from cloudctl.site.model import Site
-from cloudctl.status.probes import PROBES, parse_rabbitmq
+from cloudctl.status.probes import PROBES, parse_erlang
 
 CONTAINER = str(PROBES["rabbitmq"]["container"])
 USER = str(PROBES["rabbitmq"]["user"])
@@ -293,7 +293,7 @@ def read_view(state: Mapping[str, Any] | None, answer: Mapping[str, Any] | None)
     if answer is None or answer["rc"] != 0:
         return View(status, started=started, error=_said(answer or {}))
     try:
-        found = parse_rabbitmq(str(answer["stdout"]))
+        found = parse_erlang(str(answer["stdout"]))
         apart = json.loads(str(answer["stdout"])).get("partitions") or {}
     except (ValueError, AttributeError) as error:
         return View(status, started=started, error=f"its answer cannot be read ({error})")

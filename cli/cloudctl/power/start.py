@@ -115,7 +115,7 @@ def bus_complaint(told: Mapping[str, Mapping[str, Any] | None], nodes: Sequence[
     """Return what is wrong with the message bus, empty when nothing is. Pure.
 
     Args:
-        told: by node, as ``parse_rabbitmq`` returns it; None for a silent one.
+        told: by node, as ``parse_erlang`` returns it; None for a silent one.
         nodes: the members that should be there.
     """
     for node in nodes:

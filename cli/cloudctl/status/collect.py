@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cloudctl.ceph.desired import mon_hosts
+from cloudctl.engine.definitions import load_services
 from cloudctl.errors import CloudctlError
 from cloudctl.openrc import connect
 from cloudctl.runner import explain_unreachable, run_playbook
 from cloudctl.site.model import Site
-from cloudctl.status.probes import probes
+from cloudctl.status.probes import clusters_of, probes
 
 API_TIMEOUT = 20.0  # seconds for one request
 Facts = dict[str, dict[str, Any]]
@@ -19,7 +20,8 @@ Facts = dict[str, dict[str, Any]]
 
 def collect_nodes(site: Site) -> tuple[Facts, dict[str, CloudctlError]]:
     """Return what the nodes tell, and by node why one does not answer."""
-    asked = probes(mon_hosts(site) if site.group("storage") else [])
+    clusters = clusters_of(load_services(site.path))
+    asked = probes(mon_hosts(site) if site.group("storage") else [], clusters)
     result = run_playbook(site.path, "status", {"cloudctl_probes": asked, "cloudctl_show": "all:!all"})
     facts: Facts = {}
     for node, tasks in result.facts.items():

@@ -1,58 +1,65 @@
-"""What is asked inside containers, and how the answers are read. Pure.
+"""What is asked inside containers, and how the answers are read.
 
-This is the one place that knows how the clustered services tell their state; which containers should run
-comes from the service definitions.
+Which clusters there are, and how each is asked, comes from the service definitions (``status``); this knows
+how the kinds of clusters answer, and Ceph.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
-_CEPH = ["ceph", "--connect-timeout", "10", "-n", "mon.", "-k", "/var/lib/ceph/mon/ceph-{hostname}/keyring"]
+from cloudctl.engine.definitions import CLUSTER_KINDS, Cluster, Service, load_services
 
-PROBES: dict[str, dict[str, Any]] = {
-    "galera": {
-        "container": "mariadb",
-        "command": ["mariadb", "--no-auto-rehash", "-NBe", "show global status like 'wsrep_%'"],
-    },
-    "rabbitmq": {
-        "container": "rabbitmq",
-        "user": "rabbitmq",
-        "command": ["rabbitmqctl", "--quiet", "cluster_status", "--formatter", "json"],
-    },
-    "ovn_northbound": {
-        "container": "ovn_nb_db",
-        "command": [
-            "ovn-appctl", "--timeout=5", "-t", "/run/ovn/ovnnb_db.ctl", "cluster/status", "OVN_Northbound",
-        ],
-    },
-    "ovn_southbound": {
-        "container": "ovn_sb_db",
-        "command": [
-            "ovn-appctl", "--timeout=5", "-t", "/run/ovn/ovnsb_db.ctl", "cluster/status", "OVN_Southbound",
-        ],
-    },
+_CEPH = ["ceph", "--connect-timeout", "10", "-n", "mon.", "-k", "/var/lib/ceph/mon/ceph-{hostname}/keyring"]
+_CEPH_PROBES: dict[str, dict[str, Any]] = {
     "ceph": {"container": "ceph-*-mon[-.]*", "command": [*_CEPH, "status", "--format", "json"]},
     "ceph_version": {"container": "ceph-*-mon[-.]*", "command": ["ceph", "--version"]},
-}  # fmt: skip
-"""By name: container (shell pattern), command, user; as the module ``cloudctl_status`` takes them."""
+}
 
 
-def probes(mons: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the probes for a site.
+def clusters_of(services: Iterable[Service]) -> tuple[Cluster, ...]:
+    """Return the clusters that these services are made of, in the order in which they are told."""
+    found = [cluster for service in services for cluster in service.clusters]
+    return tuple(sorted(found, key=lambda cluster: CLUSTER_KINDS.index(cluster.kind)))
+
+
+@lru_cache(maxsize=1)
+def known_clusters() -> tuple[Cluster, ...]:
+    """Return the clusters of the services that come with cloudctl; a site may have more."""
+    return clusters_of(load_services())
+
+
+def __getattr__(name: str) -> dict[str, dict[str, Any]]:
+    """Give ``PROBES``: ``probes`` of ``known_clusters``, read when they are asked for."""
+    if name != "PROBES":
+        raise AttributeError(name)
+    return probes(())
+
+
+def probes(mons: Sequence[str], clusters: Iterable[Cluster] | None = None) -> dict[str, dict[str, Any]]:
+    """Return by name what is asked, as ``cloudctl_status`` takes it: container (pattern), command, user.
 
     Args:
         mons: addresses of Ceph's monitors. The configuration in a monitor's container may name the first one
             alone, which need not be there.
+        clusters: default: those of the services that come with cloudctl.
     """
-    if not mons:
-        return PROBES
-    status = PROBES["ceph"]
-    command = [*_CEPH, "-m", ",".join(mons), *status["command"][len(_CEPH) :]]
-    return {**PROBES, "ceph": {**status, "command": command}}
+    found: dict[str, dict[str, Any]] = {}
+    for cluster in known_clusters() if clusters is None else clusters:
+        if cluster.command:
+            found[cluster.name] = {"container": cluster.container, "command": list(cluster.command)}
+            if cluster.user:
+                found[cluster.name]["user"] = cluster.user
+    found |= _CEPH_PROBES
+    if mons:
+        status = _CEPH_PROBES["ceph"]
+        command = [*_CEPH, "-m", ",".join(mons), *status["command"][len(_CEPH) :]]
+        found["ceph"] = {**status, "command": command}
+    return found
 
 
 def parse_galera(text: str) -> dict[str, Any]:
@@ -71,7 +78,7 @@ def parse_galera(text: str) -> dict[str, Any]:
     }
 
 
-def parse_rabbitmq(text: str) -> dict[str, Any]:
+def parse_erlang(text: str) -> dict[str, Any]:
     """Read ``rabbitmqctl cluster_status --formatter json``.
 
     Returns:
@@ -95,7 +102,7 @@ def _alarm(alarm: Any) -> str:
     return str(alarm)
 
 
-def parse_ovn(text: str) -> dict[str, Any]:
+def parse_ovsdb(text: str) -> dict[str, Any]:
     """Read ``ovn-appctl cluster/status``.
 
     Returns:
@@ -157,18 +164,21 @@ def parse_ceph_version(text: str) -> dict[str, Any]:
 
 PARSERS = {
     "galera": parse_galera,
-    "rabbitmq": parse_rabbitmq,
-    "ovn_northbound": parse_ovn,
-    "ovn_southbound": parse_ovn,
+    "erlang": parse_erlang,
+    "ovsdb": parse_ovsdb,
     "ceph": parse_ceph,
     "ceph_version": parse_ceph_version,
 }
+"""By kind of cluster; Ceph's two questions are kinds of their own."""
 
 
-def parse(name: str, answer: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+def parse(
+    name: str, answer: Mapping[str, Any], clusters: Iterable[Cluster] | None = None
+) -> tuple[dict[str, Any] | None, str]:
     """Read a probe's answer.
 
     Args:
+        clusters: among which its name is; default: those of the services that come with cloudctl.
         answer: ``{rc, stdout, stderr}``.
 
     Returns:
@@ -178,6 +188,8 @@ def parse(name: str, answer: Mapping[str, Any]) -> tuple[dict[str, Any] | None, 
         lines = str(answer.get("stderr") or answer.get("stdout") or "").strip().splitlines()
         return None, lines[-1] if lines else f"ended with {answer.get('rc')}"
     try:
-        return PARSERS[name](str(answer["stdout"])), ""
+        among = known_clusters() if clusters is None else clusters
+        kind = next((cluster.kind for cluster in among if cluster.name == name), name)
+        return PARSERS[kind](str(answer["stdout"])), ""
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return None, f"its answer cannot be read ({error})"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from cloudctl.engine.definitions import Cluster
 from cloudctl.errors import CloudctlError
-from cloudctl.status.probes import parse
+from cloudctl.status.probes import known_clusters, parse
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Expected:
         joining: nodes whose adding was begun and did not end, with the group that they are to join.
         leaving: nodes whose removal was begun and did not end.
         replacing: controllers whose replacement was begun and did not end.
+        clusters: the clustered services; default: those that come with cloudctl.
     """
 
     containers: Mapping[str, Sequence[Mapping[str, str]]]
@@ -57,6 +59,7 @@ class Expected:
     joining: Mapping[str, str] = field(default_factory=dict)
     leaving: Sequence[str] = ()
     replacing: Sequence[str] = ()
+    clusters: Sequence[Cluster] = field(default_factory=known_clusters)
 
     def nodes_of(self, container: str) -> list[str]:
         """Return the nodes on which a container should run."""
@@ -105,13 +108,18 @@ def summarise(
         expected: what the site wants.
     """
     status = Status()
-    answers, unread = _read_probes(facts)
+    answers, unread = _read_probes(facts, expected)
     _nodes(status, facts, silent, expected)
     _containers(status, facts, expected)
     _unread(status, unread)
-    _galera(status, answers.get("galera", {}), expected)
-    _rabbitmq(status, answers.get("rabbitmq", {}), expected)
-    _ovn(status, answers, expected)
+    for cluster in expected.clusters:
+        if judge := _JUDGES.get(cluster.kind):
+            judge(status, cluster, answers.get(cluster.name, {}), len(expected.nodes_of(cluster.container)))
+    status.sections["clusters"] = [
+        {"kind": cluster.kind, "title": cluster.title, "name": cluster.name, "section": _section(cluster)}
+        for cluster in expected.clusters
+        if cluster.kind in _JUDGES
+    ]
     _vips(status, facts, expected)
     _ceph(status, answers, expected)
     _api(status, api, expected)
@@ -125,12 +133,14 @@ Answers = dict[str, dict[str, dict[str, Any]]]
 """By probe and node, the parsed answer."""
 
 
-def _read_probes(facts: Mapping[str, Mapping[str, Any]]) -> tuple[Answers, list[tuple[str, str, str]]]:
+def _read_probes(
+    facts: Mapping[str, Mapping[str, Any]], expected: Expected
+) -> tuple[Answers, list[tuple[str, str, str]]]:
     answers: Answers = {}
     unread: list[tuple[str, str, str]] = []
     for node, known in facts.items():
         for name, answer in (known.get("probes") or {}).items():
-            data, why = parse(name, answer)
+            data, why = parse(name, answer, expected.clusters)
             if data is None:
                 unread.append((name, node, why))
             else:
@@ -246,12 +256,21 @@ def _unread(status: Status, unread: Sequence[tuple[str, str, str]]) -> None:
         status.add("state-unreadable", f"{name.replace('_', ' ')} does not tell its state: {why}", node)
 
 
-def _galera(status: Status, members: Mapping[str, Mapping[str, Any]], expected: Expected) -> None:
-    wanted = len(expected.nodes_of("mariadb"))
-    status.sections["galera"] = {"wanted": wanted, "members": dict(members)}
+Members = Mapping[str, Mapping[str, Any]]
+"""By node, what a member of one cluster told."""
+
+
+def _section(cluster: Cluster) -> str:
+    """Return where a cluster's state is kept: the clusters of one service together."""
+    return "galera" if cluster.kind == "galera" else cluster.service
+
+
+def _galera(status: Status, cluster: Cluster, members: Members, wanted: int) -> None:
+    status.sections[_section(cluster)] = {"wanted": wanted, "members": dict(members)}
     if not wanted:
         return
-    hint = "it comes back by itself while a majority runs; see the log of the container mariadb there"
+    log = f"see the log of the container {cluster.container} there"
+    hint = f"it comes back by itself while a majority runs; {log}"
     for node, member in members.items():
         if not member["primary"] or not member["ready"]:
             status.add(
@@ -262,71 +281,71 @@ def _galera(status: Status, members: Mapping[str, Mapping[str, Any]], expected: 
     size = max((member["size"] for member in members.values() if member["primary"]), default=0)
     if size < wanted:
         status.add(
-            "galera-incomplete", f"the database cluster has {size} of {wanted} members", "galera", hint
+            "galera-incomplete", f"the database cluster has {size} of {wanted} members", cluster.name, hint
         )
 
 
-def _rabbitmq(status: Status, members: Mapping[str, Mapping[str, Any]], expected: Expected) -> None:
-    wanted = len(expected.nodes_of("rabbitmq"))
-    status.sections["rabbitmq"] = {"wanted": wanted, "members": dict(members)}
+def _erlang(status: Status, cluster: Cluster, members: Members, wanted: int) -> None:
+    status.sections[_section(cluster)] = {"wanted": wanted, "members": dict(members)}
     if not wanted:
         return
+    log = f"see the log of the container {cluster.container}"
     running = max((len(member["running"]) for member in members.values()), default=0)
     if running < wanted:
         status.add(
-            "rabbitmq-incomplete", f"the message bus has {running} of {wanted} members", "rabbitmq",
-            "see the log of the container rabbitmq on the missing one",
+            f"{cluster.service}-incomplete", f"the message bus has {running} of {wanted} members",
+            cluster.name, f"{log} on the missing one",
         )  # fmt: skip
     seen: set[tuple[str, str]] = set()
     for node, member in members.items():
-        for kind, texts in (
-            ("rabbitmq-partition", member["partitions"]),
-            ("rabbitmq-alarm", member["alarms"]),
-        ):
+        for kind, texts in (("partition", member["partitions"]), ("alarm", member["alarms"])):
             for text in texts:
                 if (kind, text) not in seen:
                     seen.add((kind, text))
-                    status.add(
-                        kind, f"the message bus: {text}", node, "see the log of the container rabbitmq"
-                    )
+                    status.add(f"{cluster.service}-{kind}", f"the message bus: {text}", node, log)
 
 
-def _ovn(status: Status, answers: Answers, expected: Expected) -> None:
-    section: dict[str, Any] = {}
-    for probe, container in (("ovn_northbound", "ovn_nb_db"), ("ovn_southbound", "ovn_sb_db")):
-        wanted = len(expected.nodes_of(container))
-        members = answers.get(probe, {})
-        leaders = [node for node, member in members.items() if member["role"] == "leader"]
-        section[probe] = {
-            "wanted": wanted,
-            "leader": leaders[0] if leaders else None,
-            "members": dict(members),
-        }
-        if not wanted:
-            continue
-        name = probe.replace("_", " ").replace("ovn", "OVN")
-        joined = sum(member["status"] == "cluster member" for member in members.values())
-        if joined < wanted:
+def _ovsdb(status: Status, cluster: Cluster, members: Members, wanted: int) -> None:
+    leaders = [node for node, member in members.items() if member["role"] == "leader"]
+    status.sections.setdefault(_section(cluster), {})[cluster.name] = {
+        "wanted": wanted,
+        "leader": leaders[0] if leaders else None,
+        "members": dict(members),
+    }
+    if not wanted:
+        return
+    joined = sum(member["status"] == "cluster member" for member in members.values())
+    if joined < wanted:
+        status.add(
+            f"{cluster.service}-incomplete", f"{cluster.title}: {joined} of {wanted} members", cluster.name,
+            f"see the log of the container {cluster.container} on the missing one",
+        )  # fmt: skip
+    if not leaders and members:
+        status.add(
+            f"{cluster.service}-no-leader", f"{cluster.title} has no leader", cluster.name,
+            "a majority of the controllers must run",
+        )  # fmt: skip
+    for node, member in members.items():
+        if member["servers"] > wanted:
             status.add(
-                "ovn-incomplete", f"{name}: {joined} of {wanted} members", probe,
-                f"see the log of the container {container} on the missing one",
+                f"{cluster.service}-stale-member",
+                f"{cluster.title} has {member['servers']} members, {wanted} are wanted", node,
+                f"remove the stale one: {cluster.command[0]} cluster/kick",
             )  # fmt: skip
-        if not leaders and members:
-            status.add(
-                "ovn-no-leader", f"{name} has no leader", probe, "a majority of the controllers must run"
-            )
-        for node, member in members.items():
-            if member["servers"] > wanted:
-                status.add(
-                    "ovn-stale-member", f"{name} has {member['servers']} members, {wanted} are wanted", node,
-                    "remove the stale one: ovn-appctl cluster/kick",
-                )  # fmt: skip
-                break
-    status.sections["ovn"] = section
+            break
+
+
+_JUDGES: Mapping[str, Callable[[Status, Cluster, Members, int], None]] = {
+    "galera": _galera,
+    "erlang": _erlang,
+    "ovsdb": _ovsdb,
+}
+"""By kind of cluster."""
 
 
 def _vips(status: Status, facts: Mapping[str, Mapping[str, Any]], expected: Expected) -> None:
     section: dict[str, Any] = {}
+    keepers = [cluster.container for cluster in expected.clusters if cluster.kind == "vip"]
     for name, address in expected.vips.items():
         holders = [
             node
@@ -337,7 +356,7 @@ def _vips(status: Status, facts: Mapping[str, Mapping[str, Any]], expected: Expe
         if not holders:
             status.add(
                 "vip-without-holder", f"no node holds the {name} virtual address {address}", f"vip {name}",
-                "see the log of the container keepalived on the controllers",
+                f"see the log of the container {' or '.join(keepers) or 'that holds it'} on the controllers",
             )  # fmt: skip
         elif len(holders) > 1:
             status.add(

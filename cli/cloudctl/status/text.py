@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cloudctl.console import Console
@@ -63,24 +64,39 @@ def show(console: Console, status: Status) -> None:
         console.line(console.style(f"The cloud is not healthy: {count} problem{'s' * (count != 1)}.", "bad"))
 
 
+def _galera(members: Mapping[str, Any], wanted: int, entry: Mapping[str, Any]) -> str:
+    synced = sum(member["state"] == "Synced" and member["primary"] for member in members.values())
+    return f"{synced}/{wanted} Synced"
+
+
+def _erlang(members: Mapping[str, Any], wanted: int, entry: Mapping[str, Any]) -> str:
+    running = max((len(member["running"]) for member in members.values()), default=0)
+    return f"{running}/{wanted} running"
+
+
+def _ovsdb(members: Mapping[str, Any], wanted: int, entry: Mapping[str, Any]) -> str:
+    joined = sum(member["status"] == "cluster member" for member in members.values())
+    return f"{joined}/{wanted} members, leader {entry['leader'] or 'none'}"
+
+
+_STATES: Mapping[str, Callable[[Mapping[str, Any], int, Mapping[str, Any]], str]] = {
+    "galera": _galera,
+    "erlang": _erlang,
+    "ovsdb": _ovsdb,
+}
+"""By kind of cluster, its state in a few words."""
+
+
 def cluster_lines(sections: dict[str, Any]) -> list[str]:
     """Return one line for each cluster: its members and who leads."""
     lines = []
-    galera = sections["galera"]
-    if galera["wanted"]:
-        synced = sum(m["state"] == "Synced" and m["primary"] for m in galera["members"].values())
-        lines.append(f"Galera          {synced}/{galera['wanted']} Synced")
-    rabbitmq = sections["rabbitmq"]
-    if rabbitmq["wanted"]:
-        running = max((len(m["running"]) for m in rabbitmq["members"].values()), default=0)
-        lines.append(f"RabbitMQ        {running}/{rabbitmq['wanted']} running")
-    for name, entry in sections["ovn"].items():
+    for cluster in sections["clusters"]:
+        entry = sections[cluster["section"]]
+        if cluster["kind"] == "ovsdb":
+            entry = entry[cluster["name"]]
         if entry["wanted"]:
-            joined = sum(m["status"] == "cluster member" for m in entry["members"].values())
-            title = "OVN " + name.removeprefix("ovn_")
-            lines.append(
-                f"{title:<15} {joined}/{entry['wanted']} members, leader {entry['leader'] or 'none'}"
-            )
+            title = f"{cluster['title']:<15}"
+            lines.append(f"{title} {_STATES[cluster['kind']](entry['members'], entry['wanted'], entry)}")
     for name, entry in sections["vip"].items():
         title = f"VIP {name}"
         lines.append(f"{title:<15} {entry['address']} on {', '.join(entry['holders']) or 'no node'}")
