@@ -53,7 +53,8 @@ RETURN = r"""
 schedules:
   description: >-
     By name C(calendar), C(command), C(active), C(next), C(last) (Unix times), and C(result) of the last run
-    (success, or what systemd calls its failure; empty where it never ran).
+    (success, what systemd calls its failure, or interrupted where the node was switched off meanwhile; empty
+    where it never ran).
   returned: always
   type: dict
 """
@@ -141,6 +142,11 @@ def listed(prefix):
             "last": last,
             **read_result(unit),
         }
+        begun = RESULTS / f"{unit}.begun"
+        if begun.exists() and service.get("ActiveState") not in ("activating", "deactivating"):
+            # The node was switched off meanwhile.
+            interrupted = {"result": "interrupted", "status": "", "ended": begun.stat().st_mtime}
+            found[unit[len(prefix) :]].update(interrupted)
     return found
 
 
@@ -176,7 +182,12 @@ def remove(prefix, name):
     if not (UNITS / f"{unit}.timer").exists():
         return False
     systemctl("disable", "--now", f"{unit}.timer", check=False)
-    for path in (UNITS / f"{unit}.timer", UNITS / f"{unit}.service", RESULTS / f"{unit}.json"):
+    for path in (
+        UNITS / f"{unit}.timer",
+        UNITS / f"{unit}.service",
+        RESULTS / f"{unit}.json",
+        RESULTS / f"{unit}.begun",
+    ):
         if path.exists():
             os.unlink(path)
     systemctl("daemon-reload")

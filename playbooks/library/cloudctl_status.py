@@ -190,6 +190,16 @@ def read_schedules():
             found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
+    for path in sorted(Path("/var/lib/cloudctl-schedule").glob("*.begun")):
+        # Left by a run that goes on, or by one that ended with the node.
+        try:
+            began = path.stat().st_mtime
+            argv = ["systemctl", "show", "--property=ActiveState", f"{path.stem}.service"]
+            state = subprocess.run(argv, capture_output=True, text=True, timeout=15, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            continue
+        if state.strip() not in ("ActiveState=activating", "ActiveState=deactivating"):
+            found[path.stem] = {"result": "interrupted", "status": "", "ended": began}
     return found
 
 

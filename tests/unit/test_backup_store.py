@@ -371,6 +371,9 @@ def test_caches_and_logs_do_not_count_as_data(tmp_path: Path) -> None:
 # -- schedules -------------------------------------------------------------------------------------
 
 
+UNIT = "cloudctl-north-db-backup"
+
+
 def test_a_time_of_day() -> None:
     assert schedule.calendar("02:30") == "*-*-* 02:30:00"
     assert schedule.calendar("7:05") == "*-*-* 07:05:00"
@@ -393,10 +396,13 @@ def test_the_units_name_the_command_and_keep_how_it_ended(tmp_path: Path) -> Non
     assert inner is not None
     script = inner.group(1).replace('\\"', '"').replace("$$", "$").replace("%%", "%").replace("\\\\n", "\\n")
     script = script.replace("/var/lib/cloudctl-schedule", str(tmp_path))
+    assert f'ExecStartPre=/bin/sh -c "touch /var/lib/cloudctl-schedule/{UNIT}.begun"' in service
+    (tmp_path / f"{UNIT}.begun").write_text("")
     environment = {"SERVICE_RESULT": "exit-code", "EXIT_STATUS": "6", "PATH": os.environ["PATH"]}
     assert os.spawnvpe(os.P_WAIT, "sh", ["sh", "-c", script], environment) == 0
     told = json.loads((tmp_path / "cloudctl-north-db-backup.json").read_text())
     assert (told["result"], told["status"]) == ("exit-code", "6") and told["ended"] > 0
+    assert not (tmp_path / f"{UNIT}.begun").exists()
 
 
 def test_a_failed_run_is_a_warning_of_the_status_until_one_succeeds() -> None:
@@ -411,6 +417,8 @@ def test_a_failed_run_is_a_warning_of_the_status_until_one_succeeds() -> None:
     (problem,) = problems("exit-code")
     assert problem.warning and problem.where == "deploy"
     assert "db-backup failed at 2026-11-21T07:04:48+00:00 (exit-code, exit code 6)" in problem.message
+    (problem,) = problems("interrupted")
+    assert "began at 2026-11-21T07:04:48+00:00 and did not end" in problem.message
     assert problems("success") == []
     assert problems("exit-code", "cloudctl-south-db-backup") == []
 
@@ -435,6 +443,11 @@ def test_units_are_written_and_removed(tmp_path: Path, monkeypatch: pytest.Monke
         "a b",
         "timeout",
     )
+    (tmp_path / "p-x.begun").write_text("")
+    assert timers.listed("p-")["x"]["result"] == "interrupted"
+    state = {"ActiveState": "activating"}
+    monkeypatch.setattr(timers, "properties", lambda unit, *names: state)
+    assert timers.listed("p-")["x"]["result"] == "timeout"
     assert timers.remove("p-", "x")
     assert list(tmp_path.iterdir()) == []
     assert not timers.remove("p-", "x")

@@ -56,9 +56,11 @@ def units(
     """
     line = " ".join(_quote(word) for word in command)
     result = f"/var/lib/{RESULTS}/{prefix}{name}.json"
+    # Stays where the node is switched off meanwhile: then nobody writes down how it ended.
+    begun = f"/var/lib/{RESULTS}/{prefix}{name}.begun"
     record = (
         'printf \'{"result": "%s", "status": "%s", "ended": %s}\\n\' "$SERVICE_RESULT" "$EXIT_STATUS" '
-        f'"$(date +%s)" >{result}.new && mv {result}.new {result}'
+        f'"$(date +%s)" >{result}.new && mv {result}.new {result}; rm -f {begun}'
     )
     service = f"""# Written by cloudctl schedule; cloudctl schedule remove {name} removes it.
 [Unit]
@@ -70,6 +72,7 @@ After=network-online.target
 Type=oneshot
 User={user}
 Environment=CLOUDCTL_CALLER=schedule LANG=C.UTF-8
+ExecStartPre=/bin/sh -c {_quote(f"touch {begun}")}
 ExecStart={line}
 ExecStopPost=/bin/sh -c {_quote(record)}
 StateDirectory={RESULTS}

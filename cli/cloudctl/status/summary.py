@@ -463,10 +463,15 @@ def _schedules(status: Status, facts: Mapping[str, Mapping[str, Any]], expected:
             section[name] = {"node": node, **run}
             if run.get("result") not in ("", "success"):
                 ended = datetime.fromtimestamp(float(run.get("ended") or 0), UTC)
+                how = f"failed at {ended.isoformat(timespec='seconds')} ({run.get('result')}, "
+                how += f"exit code {run.get('status')})"
+                if run.get("result") == "interrupted":
+                    how = (
+                        f"began at {ended.isoformat(timespec='seconds')} and did not end: the node went down"
+                    )
                 status.add(
                     "scheduled-run-failed",
-                    f"the last scheduled {name} failed at {ended.isoformat(timespec='seconds')} "
-                    f"({run.get('result')}, exit code {run.get('status')})",
+                    f"the last scheduled {name} {how}",
                     node, f"cloudctl runs list, or journalctl -u {unit} on that node; it ends with a success",
                     warning=True,
                 )  # fmt: skip
