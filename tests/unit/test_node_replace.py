@@ -393,7 +393,7 @@ def test_a_machine_with_another_name_or_unknown_ports_is_refused(site: Site) -> 
 
 
 def answers(
-    mons: list[str], hosts: list[str], osds: dict[str, list[int]] | None = None
+    mons: list[str], hosts: list[str], osds: dict[str, list[int]] | None = None, off: str = "ctl02"
 ) -> list[dict[str, Any]]:
     def out(value: object) -> dict[str, Any]:
         return {"rc": 0, "out": json.dumps(value), "err": ""}
@@ -404,7 +404,7 @@ def answers(
     tree = [{"type": "host", "name": name, "children": ids} for name, ids in (osds or {}).items()]
     return [
         out({"mons": [{"name": name} for name in mons]}),
-        out([{"hostname": name} for name in hosts]),
+        out([{"hostname": name, "status": "Offline" if name == off else ""} for name in hosts]),
         out([*placed, {"service_type": "crash", "placement": {"host_pattern": "*"}}]),
         out({"nodes": tree}),
     ]
@@ -418,6 +418,13 @@ def test_a_dead_monitor_leaves_ceph_with_its_host() -> None:
     assert [spec["placement"] for spec in specs] == [{"hosts": ["ctl01", "ctl03"]}] * 2
     assert todo[1]["cmd"] | {"hostname": "ctl02", "offline": True, "force": True} == todo[1]["cmd"]
     assert words == ["mon and mgr placed elsewhere", "host ctl02 removed"]
+    todo, words = ceph.leaving("ctl02", answers(every, every, off=""), patient=True)
+    assert [entry["cmd"] for entry in todo] == [
+        {"prefix": "cephadm check-host", "format": "json", "host": "ctl02"}
+    ]
+    assert todo[0]["may_fail"] and words == []
+    todo, _words = ceph.leaving("ctl02", answers(every, every, off=""))
+    assert "offline" not in todo[1]["cmd"]
     todo, _words = ceph.leaving("ctl02", answers(every, ["ctl01", "ctl03"]))
     assert [(entry["cmd"]["prefix"], entry["cmd"]["name"]) for entry in todo] == [("mon remove", "ctl02")]
     assert ceph.leaving("ctl02", answers(["ctl01", "ctl03"], ["ctl01", "ctl03"])) == ([], [])

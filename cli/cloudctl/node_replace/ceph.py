@@ -40,7 +40,7 @@ def question() -> list[Step]:
     ]
 
 
-def leaving(host: str, answers: Sequence[Answer]) -> tuple[list[Step], list[str]]:
+def leaving(host: str, answers: Sequence[Answer], *, patient: bool = False) -> tuple[list[Step], list[str]]:
     """Return what is left to do until a dead host is gone.
 
     Its monitor would count in the majority, and the orchestrator would wait for its daemons, or make them
@@ -49,6 +49,8 @@ def leaving(host: str, answers: Sequence[Answer]) -> tuple[list[Step], list[str]
     Args:
         host: its name.
         answers: to ``question``.
+        patient: where the orchestrator takes the host for alive, let it look first: it removes the daemons of
+            a host only that it knows to be off.
 
     Returns:
         Steps, in order, and what they do in words; empty: it is gone.
@@ -70,13 +72,18 @@ def leaving(host: str, answers: Sequence[Answer]) -> tuple[list[Step], list[str]
         )  # fmt: skip
     steps: list[Step] = []
     words: list[str] = []
-    if any(entry.get("hostname") == host for entry in hosts or ()):
+    known = next((entry for entry in hosts or () if entry.get("hostname") == host), None)
+    if known is not None:
+        offline = "offline" in str(known.get("status") or "").lower()
+        if patient and not offline:
+            return [_step("cephadm check-host", to="mgr", may_fail=True, host=host)], []
         specs = [spec for service in services or () if (spec := _without(service, host)) is not None]
         if specs:
             text = "\n---\n".join(json.dumps(spec) for spec in specs)
             steps.append(_step("orch apply", to="mgr", inbuf=text, timeout=120))
             words.append(f"{' and '.join(str(spec['service_type']) for spec in specs)} placed elsewhere")
-        steps.append(_step("orch host rm", to="mgr", timeout=180, hostname=host, force=True, offline=True))
+        told: dict[str, Any] = {"offline": True} if offline else {}
+        steps.append(_step("orch host rm", to="mgr", timeout=180, hostname=host, force=True, **told))
         words.append(f"host {host} removed")
     elif any(entry.get("name") == host for entry in (monmap or {}).get("mons") or ()):
         # The orchestrator takes a monitor out with its host; this one was left behind.
@@ -106,11 +113,18 @@ def _read(answer: Answer) -> Any:
         return None
 
 
-def _step(prefix: str, to: str = "mon", inbuf: str = "", timeout: int = 30, **arguments: Any) -> Step:
+def _step(
+    prefix: str,
+    to: str = "mon",
+    inbuf: str = "",
+    timeout: int = 30,
+    may_fail: bool = False,
+    **arguments: Any,
+) -> Step:
     return {
         "to": to,
         "cmd": {"prefix": prefix, "format": "json", **arguments},
         "in": inbuf,
         "timeout": timeout,
-        "may_fail": False,
+        "may_fail": may_fail,
     }

@@ -22,6 +22,7 @@ from cloudctl.status.probes import parse, probes
 
 FORGET_TIMEOUT = 120
 CEPH_TIMEOUT = 300
+CEPH_PATIENCE = 60
 JOIN_TIMEOUT = 600
 HEALTH_TIMEOUT = 1800
 """Seconds in which the new node's containers become healthy: its database copies all data first."""
@@ -205,11 +206,14 @@ class World:
             ApplyFailed: it is still there, or Ceph does not answer.
         """
         end = time.monotonic() + CEPH_TIMEOUT
+        patience = time.monotonic() + CEPH_PATIENCE
         done: list[str] = []
         problem = ""
         while True:
             try:
-                steps, words = ceph.leaving(self.name, self._ceph_ask(ceph.question()))
+                steps, words = ceph.leaving(
+                    self.name, self._ceph_ask(ceph.question()), patient=time.monotonic() < patience
+                )
                 if not steps:
                     return ", ".join(done) or "not there any more"
                 self._ceph_ask(steps)
@@ -243,7 +247,7 @@ class World:
             raise ApplyFailed("ceph-silent", error.message, where=leader, hint=error.hint)
         found: list[dict[str, Any]] = answers.ok[leader]["answers"]
         for asked, answer in zip(steps, found, strict=False):
-            if answer["rc"]:
+            if answer["rc"] and not asked["may_fail"]:
                 reason = str(answer["err"] or answer["out"]).strip() or f"error {answer['rc']}"
                 raise ApplyFailed("ceph-command", f"{asked['cmd']['prefix']}: {reason[-500:]}", where=leader)
         return found
