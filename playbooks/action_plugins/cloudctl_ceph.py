@@ -30,10 +30,15 @@ class ActionModule(ActionBase):
             )
             return {**result, **answer}
         work = workspace.open_workspace(Path(site))
-        arguments.update(work.ceph_arguments())
+        if arguments["mode"] == "prepare":
+            arguments.update(work.devices_wanted(task_vars["inventory_hostname"], "prepare") or {})
+        else:
+            arguments.update(work.ceph_arguments())
         answer = self._execute_module(
             module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val
         )
+        if arguments["mode"] == "prepare" and not answer.get("failed"):
+            work.prepared(task_vars["inventory_hostname"])
         if arguments["mode"] == "observe" and not answer.get("failed"):
             work.keep("ceph", {"changes": answer.get("changes", []), "health": answer.get("health", "")})
         return {**result, **work.public(answer)}

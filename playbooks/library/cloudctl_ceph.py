@@ -35,13 +35,17 @@ description:
     OSDs, configuration, pools and client keys until nothing differs and the cluster is healthy.
   - With O(mode=devices), on a storage node, says of each device whether an OSD may use it. A device with
     partitions, a file system, LVM, another cluster's data, or one that is mounted is refused.
-  - Nothing that holds data is ever wiped.
+  - With O(mode=prepare), on a storage node, gives the devices of OSDs names that are the same on every node
+    (links in C(/dev/cloudctl)), and a journal device that several OSDs share one partition for each.
+  - With O(mode=wipe), on a storage node, erases devices and journals of the OSDs named in O(osds), and
+    refuses any device that carries another one's label. Nothing else that holds data is ever wiped.
+  - With O(mode=ask), on a monitor's node, carries out the commands in O(steps).
   - O(mode=observe) and O(mode=apply) run on the first monitor's node.
 options:
   mode:
     description: What to do.
     type: str
-    choices: [observe, apply, devices]
+    choices: [observe, apply, devices, prepare, wipe, ask]
     required: true
   desired:
     description: The desired state as returned by C(cloudctl.ceph.build). It holds no secret.
@@ -64,21 +68,51 @@ options:
     type: str
     default: ""
   data:
-    description: With O(mode=devices), paths of the data devices.
+    description: With O(mode=devices), O(mode=prepare) and O(mode=wipe), paths of the data devices.
     type: list
     elements: str
     default: []
   journals:
-    description: With O(mode=devices), paths of the journal devices.
+    description:
+      - Paths of the journal devices, in the order of the data devices, or none. A device that is named more
+        than once is shared, in partitions.
     type: list
     elements: str
     default: []
+  journal_size:
+    description: Size of a journal on a shared device in bytes; 0 for an equal part of the device.
+    type: int
+    default: 0
+  journal_minimum:
+    description: A journal smaller than this, in bytes, is refused.
+    type: int
+    default: 0
+  osds:
+    description: With O(mode=wipe), the uuids of the OSDs whose devices are to be erased.
+    type: list
+    elements: str
+    default: []
+  steps:
+    description:
+      - With O(mode=ask), what to do, as C(to) (mon, mgr or rbd), C(cmd), and optionally C(in), C(timeout) and
+        C(may_fail). The first that fails and may not ends the list.
+    type: list
+    elements: dict
+    default: []
+  node:
+    description: With O(mode=ask), the node's name as Ceph knows it.
+    type: str
+    default: ""
   image:
     description:
       - With O(mode=devices), an image that the node starts to pull in the background, so that the
         orchestrator need not wait for it. Left out, nothing is pulled.
     type: str
     default: ""
+  settle:
+    description: With O(mode=apply), wait until the cluster is healthy.
+    type: bool
+    default: true
   timeout:
     description: Seconds without any progress after which O(mode=apply) gives up.
     type: int
@@ -129,10 +163,22 @@ seconds:
   type: dict
   returned: apply
 devices:
-  description: "For each device path, size in bytes, state (empty, ours, refused) and reason."
+  description:
+    - "For each device path, size in bytes, state (empty, ours, refused) and reason; of a shared journal
+      device its C(slots)."
   type: list
   elements: dict
   returned: devices
+done:
+  description: What was changed on the node.
+  type: list
+  elements: dict
+  returned: prepare, wipe
+answers:
+  description: For each step C(rc), C(out) and C(err).
+  type: list
+  elements: dict
+  returned: ask
 """
 
 STATE_DIR = "/var/lib/cloudctl"
@@ -144,6 +190,17 @@ TMP_PREFIX = "cloudctl-ceph-"
 ETC = "/etc/ceph"
 VAR = "/var/lib/ceph"
 KEYRING = f"{ETC}/ceph.client.admin.keyring"
+
+LINKS = "/dev/cloudctl"
+"""Where the devices of OSDs that are being made have names that do not differ between nodes."""
+
+SYSTEM_MOUNTS = {"/", "/boot", "/boot/efi", "/usr", "/var", "/var/lib", "/var/lib/docker"}
+"""A disk on which one of these is mounted is the node's own."""
+
+MIB = 1 << 20
+
+DEVICE_CLASSES = ("hdd", "ssd", "nvme")
+DEFAULT_RULE = "replicated_rule"
 
 SPEC_PREFIX = "cloudctl-"
 """Names of our OSD specifications start so; they live only while OSDs are being created."""
@@ -228,7 +285,10 @@ def judge_device(probe, fsid, our_osds=()):
     if probe.get("read_only"):
         return "refused", "it is read-only"
     if probe.get("mounts"):
-        return "refused", f"it is mounted ({', '.join(probe['mounts'][:3])})"
+        where = ", ".join(probe["mounts"][:3])
+        if SYSTEM_MOUNTS & set(probe["mounts"]):
+            return "refused", f"it is the system disk, mounted ({where})"
+        return "refused", f"it is mounted ({where})"
     if probe.get("swap"):
         return "refused", "it is used as swap"
     if probe.get("children"):
@@ -291,15 +351,19 @@ def probe_device(path, run=None):
     except OSError as error:
         return {**probe, "error": f"it can't be read ({error.strerror})"}
     probe["label"] = parse_label(block)
+    probe["real"] = real
     number = f"{os.major(mode.st_rdev)}:{os.minor(mode.st_rdev)}"
     sysfs = os.path.realpath(f"/sys/dev/block/{number}")
     numbers = {number: os.path.basename(sysfs)}
-    for entry in glob.glob(f"{sysfs}/*/dev") + glob.glob(f"{sysfs}/holders/*/dev"):
+    probe["whole"] = not os.path.exists(f"{sysfs}/partition")
+    patterns = ("*/dev", "holders/*/dev", "*/holders/*/dev", "holders/*/holders/*/dev")
+    for entry in [path for pattern in patterns for path in sorted(glob.glob(f"{sysfs}/{pattern}"))]:
         with contextlib.suppress(OSError), open(entry, encoding="ascii") as file:
             name = os.path.basename(os.path.dirname(entry))
             if os.path.exists(f"/sys/class/block/{name}"):
                 numbers[file.read().strip()] = name
                 probe["children"].append(name)
+    probe["partitions"] = read_partitions(real, sysfs) if probe["whole"] and probe["label"] is None else []
     with contextlib.suppress(OSError), open(f"{sysfs}/ro", encoding="ascii") as file:
         probe["read_only"] = file.read().strip() == "1"
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as file:
@@ -326,31 +390,408 @@ def probe_device(path, run=None):
     return probe
 
 
-def check_devices(data, journals, fsid, probe=probe_device):
-    """Return ``[{path, size, state, reason, role, osd_uuid}]`` for a node's data and journal devices."""
+def parse_gpt(header, entries):
+    """Return the partitions of a GUID partition table: [{number, name, first, last}], in sectors.
+
+    Args:
+        header: the sector behind the first one.
+        entries: what lies from the table's first entry on, ``entry_count * entry_size`` bytes.
+    """
+    if header[:8] != b"EFI PART":
+        return []
+    count, size = struct.unpack_from("<II", header, 80)
+    found = []
+    for index in range(min(count, 256)):
+        entry = entries[index * size : (index + 1) * size]
+        if len(entry) < 128 or entry[:16] == bytes(16):
+            continue
+        first, last = struct.unpack_from("<QQ", entry, 32)
+        name = entry[56:128].decode("utf-16-le", "replace").partition("\0")[0]
+        found.append({"number": index + 1, "name": name, "first": first, "last": last})
+    return found
+
+
+def read_partitions(real, sysfs):
+    """Return a disk's partitions with path, size in bytes, name and label; [] without a table."""
+    with contextlib.suppress(OSError, ValueError, struct.error):
+        with open(f"{sysfs}/queue/logical_block_size", encoding="ascii") as file:
+            sector = int(file.read())
+        with open(real, "rb") as disk:
+            disk.seek(sector)
+            header = disk.read(sector)
+            if header[:8] != b"EFI PART":
+                return []
+            disk.seek(struct.unpack_from("<Q", header, 72)[0] * sector)
+            entries = disk.read(128 * 256)
+        found = []
+        for part in parse_gpt(header, entries):
+            path = partition_path(real, part["number"])
+            # From the disk, not the partition: its node may not be there yet.
+            with open(real, "rb", buffering=0) as disk:
+                os.posix_fadvise(disk.fileno(), part["first"] * sector, 4096, os.POSIX_FADV_DONTNEED)
+                disk.seek(part["first"] * sector)
+                label = parse_label(disk.read(4096))
+            found.append(
+                {
+                    "number": part["number"], "name": part["name"], "path": path, "label": label,
+                    "start": part["first"] * sector, "size": (part["last"] - part["first"] + 1) * sector,
+                }
+            )  # fmt: skip
+        return found
+    return []
+
+
+def partition_path(real, number):
+    """Return the path of a disk's partition: /dev/sdb1, /dev/nvme0n1p1."""
+    return f"{real}{'p' if real[-1].isdigit() else ''}{number}"
+
+
+def slot_name(fsid, number):
+    """Return the name of a partition that holds a journal: it says whose it is."""
+    return f"cloudctl-{fsid[:8]}-{number}"
+
+
+def our_slots(probe, fsid):
+    """Return the journal partitions of a device that this cluster divided; None of any other."""
+    parts = probe.get("partitions") or []
+    if parts and all(part["name"].startswith(f"cloudctl-{fsid[:8]}-") for part in parts):
+        return parts
+    return None
+
+
+def plan_slots(size, slots, wanted, journal_size, minimum):
+    """Decide where the journals that are still missing on a shared device go. Pure.
+
+    Args:
+        size: of the device, bytes.
+        slots: its partitions; those without a label are free.
+        wanted: how many journals more it is to hold.
+        journal_size: bytes, 0 for equal parts.
+        minimum: bytes.
+
+    Returns:
+        ``(free, new, problem)``: partitions to use, sizes of partitions to make (bytes), and why it can't be.
+    """
+    free = [slot for slot in slots if not slot["label"] and slot["size"] >= minimum][:wanted]
+    more = wanted - len(free)
+    if more <= 0:
+        return free, [], ""
+    # Partitions begin at multiples of 1 MiB, and the table takes one at either end.
+    end = max((slot["start"] + slot["size"] for slot in slots), default=MIB)
+    room = max(0, size - MIB - -(-end // MIB) * MIB)
+    part = room // more // MIB * MIB
+    if slots:
+        part = min(part, max(slot["size"] for slot in slots))
+    if journal_size:
+        part = min(part, journal_size // MIB * MIB)
+    least = max(minimum, journal_size // MIB * MIB)
+    if part < max(least, MIB):
+        has = f"{room // MIB} MiB are free on it" if slots else f"it has {size // MIB} MiB"
+        return (
+            [],
+            [],
+            (
+                f"it is too small: {has}, {more} journal{'s' if more > 1 else ''} of at least "
+                f"{max(least, MIB) // MIB} MiB needed"
+            ),
+        )
+    return free, [part] * more, ""
+
+
+def check_devices(data, journals, fsid, probe=probe_device, journal_size=0, journal_minimum=0, our_osds=()):
+    """Return ``[{path, size, state, reason, role, osd_uuid}]`` for a node's data and journal devices.
+
+    Args:
+        data: paths of the data devices.
+        journals: paths of their journal devices, in the same order, or none.
+        our_osds: uuids of OSDs known to be ours, beside those on the data devices.
+    """
+    paths = list(dict.fromkeys(journals))
     probes = [(path, "data", probe(path)) for path in data] + [
-        (path, "journal", probe(path)) for path in journals
+        (path, "journal", probe(path)) for path in paths
     ]
-    ours = {
+    ours = {*our_osds} | {
         p["label"]["osd_uuid"]
         for _path, _role, p in probes
         if p.get("label") and p["label"]["ceph_fsid"] and p["label"]["ceph_fsid"] == fsid
     }
+    by_path = {path: found for path, role, found in probes if role == "data"}
     results = []
     for path, role, found in probes:
-        state, reason = judge_device(found, fsid, ours)
         label = found.get("label") or {}
-        results.append(
-            {
-                "path": path,
-                "size": found.get("size", 0),
-                "role": role,
-                "state": state,
-                "reason": reason,
-                "osd_uuid": label.get("osd_uuid", ""),
-            }
-        )
+        item = {
+            "path": path,
+            "size": found.get("size", 0),
+            "role": role,
+            "osd_uuid": label.get("osd_uuid", ""),
+        }
+        if role == "journal":
+            owners = [one for one, its in zip(data, journals, strict=False) if its == path]
+            uuids = [(by_path[one].get("label") or {}).get("osd_uuid", "") for one in owners]
+            state, reason = judge_journal(
+                found, fsid, ours, uuids, journal_size=journal_size, minimum=journal_minimum
+            )
+            slots = our_slots(found, fsid)
+            if slots is not None:
+                item["slots"] = [
+                    {
+                        "path": slot["path"], "size": slot["size"],
+                        "osd_uuid": (slot["label"] or {}).get("osd_uuid", ""),
+                    }
+                    for slot in slots
+                ]  # fmt: skip
+        else:
+            state, reason = judge_device(found, fsid, ours)
+        results.append({**item, "state": state, "reason": reason})
     return results
+
+
+def is_shared(probe, fsid, owners, journal_size):
+    """Return whether a journal device is, or is to be, divided into partitions. Pure.
+
+    Args:
+        owners: how many OSDs have their journal on it.
+    """
+    if not probe.get("whole", True):
+        return False
+    return our_slots(probe, fsid) is not None or owners > 1 or journal_size > 0
+
+
+def judge_journal(probe, fsid, ours, uuids, journal_size=0, minimum=0):
+    """Decide what a journal device is; see ``judge_device``. Pure.
+
+    Args:
+        ours: uuids of this cluster's OSDs.
+        uuids: of the OSDs that have their journal on it ("" for one that is not made yet).
+    """
+    lacking = sum(1 for uuid in uuids if uuid not in ours)
+    slots = our_slots(probe, fsid)
+    if probe.get("error"):
+        return "refused", probe["error"]
+    if slots is not None:
+        held = {(slot["label"] or {}).get("osd_uuid", "") for slot in slots}
+        lacking = sum(1 for uuid in uuids if not uuid or uuid not in held)
+        _free, _new, problem = plan_slots(probe["size"], slots, lacking, journal_size, minimum)
+        return ("refused", problem) if problem else ("ours", f"journals of {len(held - {''})} OSDs")
+    state, reason = judge_device(probe, fsid, ours)
+    if state == "ours" and lacking:
+        return "refused", f"all of it is the {reason}: another OSD can't share it"
+    if state != "empty":
+        return state, reason
+    if len(uuids) > 1 and not probe.get("whole", True):
+        return "refused", "it is a partition, which several OSDs can't share: name the whole device"
+    if is_shared(probe, fsid, len(uuids), journal_size):
+        _free, _new, problem = plan_slots(probe["size"], [], max(1, len(uuids)), journal_size, minimum)
+    else:
+        too_small = uuids and probe["size"] < minimum
+        problem = (
+            f"it is too small: {probe['size'] // MIB} MiB, at least {minimum // MIB} MiB needed"
+            if too_small
+            else ""
+        )
+    return ("refused", problem) if problem else ("empty", "")
+
+
+# --- preparing and erasing devices --------------------------------------------------------------------------
+
+
+def assign_slots(data, journals, probes, fsid, journal_size=0, minimum=0):
+    """Decide which journal each data device gets. Pure.
+
+    Args:
+        data, journals: the node's lists.
+        probes: by path, as returned by ``probe_device``.
+
+    Returns:
+        ``(places, new)``: by data device the path of its journal, or ``(journal device, number)`` of a
+        partition that has to be made; and by journal device the sizes of those partitions by number.
+
+    Raises:
+        CephFailure: a device has no room.
+    """
+    places, new = {}, {}
+    for path in dict.fromkeys(journals):
+        probe = probes[path]
+        owners = [one for one, its in zip(data, journals, strict=False) if its == path]
+        if not is_shared(probe, fsid, len(owners), journal_size) or probe.get("label"):
+            places.update(dict.fromkeys(owners, probe["real"]))
+            continue
+        slots = our_slots(probe, fsid) or []
+        held = {slot["label"]["osd_uuid"]: slot["path"] for slot in slots if slot["label"]}
+        lacking = []
+        for one in owners:
+            uuid = (probes[one].get("label") or {}).get("osd_uuid", "")
+            if uuid in held:
+                places[one] = held[uuid]
+            else:
+                lacking.append(one)
+        free, sizes, problem = plan_slots(probe["size"], slots, len(lacking), journal_size, minimum)
+        if problem:
+            raise CephFailure(f"{path}: {problem}")
+        taken = {slot["number"] for slot in slots}
+        numbers = [number for number in range(1, 129) if number not in taken][: len(sizes)]
+        new[path] = dict(zip(numbers, sizes, strict=True))
+        places.update(
+            zip(lacking, [*(slot["path"] for slot in free), *((path, n) for n in numbers)], strict=True)
+        )
+    return places, new
+
+
+def prepare_devices(data, journals, fsid, journal_size=0, minimum=0, probe=probe_device, run=None):
+    """Give the devices their links, and shared journal devices their partitions.
+
+    What an OSD already uses is left as it is. A device that may not be used is not touched either: whoever
+    creates the OSD refuses it.
+
+    Returns:
+        What was made, [{kind, action, name}].
+
+    Raises:
+        CephFailure: a device can't be used.
+    """
+    run = run or quiet
+    probes = {path: probe(path) for path in dict.fromkeys([*data, *journals])}
+    problems = [f"{path}: {found['error']}" for path, found in probes.items() if found.get("error")]
+    for item in check_devices(data, journals, fsid, probes.get, journal_size, minimum):
+        label = probes[item["path"]].get("label")
+        if item["role"] == "journal" and item["state"] == "refused" and not label:
+            problems.append(f"{item['path']}: {item['reason']}")
+    if problems:
+        raise CephFailure(f"{'; '.join(problems)}. Nothing was changed")
+    places, new = assign_slots(data, journals, probes, fsid, journal_size, minimum)
+    done = []
+    for path, sizes in new.items():
+        real = probes[path]["real"]
+        if sizes:
+            make_partitions(real, sizes, fsid, run)
+        done += [
+            {"kind": "partition", "action": "create", "name": partition_path(real, number)}
+            for number in sizes
+        ]
+    os.makedirs(LINKS, mode=0o755, exist_ok=True)
+    for number, path in enumerate(data, start=1):
+        targets = {"data": probes[path]["real"]}
+        if path in places:
+            place = places[path]
+            targets["journal"] = (
+                partition_path(probes[place[0]]["real"], place[1]) if isinstance(place, tuple) else place
+            )
+        for kind, target in targets.items():
+            link(f"{LINKS}/{kind}-{number}", target)
+    return done
+
+
+def link(path, target):
+    """Let a link point to a device."""
+    with contextlib.suppress(OSError):
+        if os.readlink(path) == target:
+            return
+    temporary = f"{path}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    os.symlink(target, temporary)
+    os.replace(temporary, path)
+
+
+def make_partitions(real, sizes, fsid, run):
+    """Make partitions behind those that are there, and see to it that each has its node in /dev.
+
+    Args:
+        sizes: bytes by number.
+
+    Raises:
+        CephFailure: the tool or the kernel refuses.
+    """
+    command = ["sgdisk"]
+    for number, size in sizes.items():
+        command += [f"--new={number}:0:+{size // MIB}M", f"--change-name={number}:{slot_name(fsid, number)}"]
+    rc, out = run([*command, real])
+    for number in sizes:
+        # The kernel does not read the whole table anew while other partitions of the device are in use.
+        run(["partx", "--add", "--nr", str(number), real])
+    run(["udevadm", "settle", "--timeout=10"])
+    for number in sizes:
+        if not os.path.exists(f"/sys/class/block/{os.path.basename(partition_path(real, number))}/dev"):
+            raise CephFailure(
+                f"{real}: no partition {number} came of {' '.join(command)} ({rc}: {out.strip()[-200:]})"
+            )
+    for entry in glob.glob(f"/sys/class/block/{os.path.basename(real)}/*/partition"):
+        ensure_node(os.path.dirname(entry))
+
+
+def ensure_node(sysfs):
+    """Make a partition's node in /dev where nobody else does: without devtmpfs, as in a container."""
+    path = f"/dev/{os.path.basename(sysfs)}"
+    with open(f"{sysfs}/dev", encoding="ascii") as file:
+        number = os.makedev(*map(int, file.read().split(":")))
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(path).st_rdev == number:
+            return
+        os.unlink(path)  # of an earlier reading of the table
+    os.mknod(path, stat.S_IFBLK | 0o660, number)
+    shutil.chown(path, 0, "disk")
+
+
+def find_remains(data, journals, fsid, osds, probe=probe_device):
+    """Return the paths that hold data of some OSDs, or why one may not be erased. Pure but for ``probe``.
+
+    Args:
+        data: devices that were named to be erased: each must be one of those OSDs, or empty.
+        journals: journal devices, which are searched for the OSDs' journals.
+        osds: uuids.
+
+    Raises:
+        CephFailure: a named device holds something else.
+    """
+    found, problems = [], []
+    for path in data:
+        probed = probe(path)
+        label = probed.get("label")
+        if probed.get("error"):
+            problems.append(f"{path}: {probed['error']}")
+        elif label and label["osd_uuid"] in osds:
+            found.append(probed["real"])
+        elif label or judge_device(probed, fsid)[0] != "empty":
+            why = f"it holds OSD {label['osd_uuid']}" if label else judge_device(probed, fsid)[1]
+            problems.append(f"{path} is not a device of the OSDs that are to go: {why}")
+    if problems:
+        raise CephFailure(f"{'; '.join(problems)}. Nothing was erased")
+    for path in dict.fromkeys(journals):
+        probed = probe(path)
+        label = probed.get("label")
+        if label and label["osd_uuid"] in osds:
+            found.append(probed["real"])
+        found += [
+            part["path"]
+            for part in our_slots(probed, fsid) or ()
+            if part["label"] and part["label"]["osd_uuid"] in osds
+        ]
+    return found
+
+
+def erase(path, osds):
+    """Erase a device's labels, after one more look that it is one of those OSDs and that nobody uses it.
+
+    Raises:
+        CephFailure: it is in use, or it is another one.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_EXCL)
+    except OSError as error:
+        raise CephFailure(f"{path} can't be erased: {error.strerror}") from None
+    try:
+        label = parse_label(os.read(fd, 4096))
+        if not label or label["osd_uuid"] not in osds:
+            raise CephFailure(f"{path} is not a device of the OSDs that are to go. It was not erased")
+        size = os.lseek(fd, 0, os.SEEK_END)
+        # Newer releases keep copies of the label further behind.
+        for start in (0, *(count << 30 for count in (1, 10, 100, 1000))):
+            if start < size:
+                os.pwrite(fd, bytes(min(10 * MIB if start == 0 else 4096, size - start)), start)
+        os.pwrite(fd, bytes(min(MIB, size)), max(0, size - MIB))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 # --- what is there, what is wanted: pure --------------------------------------------------------------------
@@ -556,9 +997,34 @@ def _compare_pools(desired, state):
         ]
         if pool["application"] not in found["applications"]:
             reasons.append(f"is not marked for {pool['application']}")
+        rule = wanted_rule(pool, found["rule"])
+        if rule != found["rule"]:
+            reasons.append(f"is placed by the rule {found['rule']}, wanted {rule}")
         if reasons:
             changes.append(change("pool", pool["name"], "update", "; ".join(reasons)))
-    return changes
+    return [_refused_class(entry, desired, state) for entry in changes]
+
+
+def wanted_rule(pool, found):
+    """Return the name of the CRUSH rule that a pool is to have.
+
+    Rules of ours are called as their device class. An operator's own rule stays where no class is wanted.
+    """
+    if pool.get("device_class"):
+        return pool["device_class"]
+    return DEFAULT_RULE if found in DEVICE_CLASSES else found
+
+
+def _refused_class(entry, desired, state):
+    """Refuse a pool whose class is on fewer hosts than it has copies, unless OSDs are still to be made."""
+    pool = next(pool for pool in desired["pools"] if pool["name"] == entry["name"])
+    hosts = state["classes"].get(pool.get("device_class"), [])
+    if not pool.get("device_class") or len(hosts) >= pool["size"] or missing_osds(desired, state):
+        return entry
+    on = f"{', '.join(hosts)} only" if hosts else "no node"
+    name, size = pool["device_class"], pool["size"]
+    why = f"its {size} copies need as many nodes with OSDs of class {name}: there is one on {on}"
+    return {**entry, "action": "refuse", "reason": why}
 
 
 def refusals(changes, devices):
@@ -585,22 +1051,28 @@ def refusals(changes, devices):
     return result
 
 
-def adopt_unstarted(checks, new_osds):
-    """Return the device checks with half-made OSDs of this cluster counted as ours.
+def adopt_unstarted(checks, new_osds, uuids=None):
+    """Return the device checks as the monitors' list of OSDs makes them look.
 
     A power cut while an OSD is being formatted leaves a label without the cluster's id, which the check on
-    the node can only refuse. The monitors know better: they list the OSD's id as new, never started.
+    the node can only refuse. The monitors know better: they list the OSD's id as new, never started. And a
+    device whose OSD they do not list at all is no OSD of theirs any more, whatever its label says.
+
+    Args:
+        uuids: of all OSDs that the monitors list; None where that is not known.
     """
     fresh = {osd["uuid"] for osd in new_osds if osd["uuid"]}
-    return {
-        host: [
-            {**item, "state": "ours", "reason": f"OSD {item['osd_uuid']}, never started"}
-            if item["state"] == "refused" and item["osd_uuid"] in fresh
-            else item
-            for item in items
-        ]
-        for host, items in checks.items()
-    }
+
+    def judged(item):
+        uuid = item["osd_uuid"]
+        if item["state"] == "refused" and uuid in fresh:
+            return {**item, "state": "ours", "reason": f"OSD {uuid}, never started"}
+        if item["state"] == "ours" and uuid and uuids is not None and uuid not in uuids:
+            reason = f"it holds OSD {uuid}, which this cluster does not have any more: erase it first"
+            return {**item, "state": "refused", "reason": reason}
+        return item
+
+    return {host: [judged(item) for item in items] for host, items in checks.items()}
 
 
 def osd_specs(missing, checks):
@@ -625,26 +1097,35 @@ def osd_specs(missing, checks):
                 problems.append(f"{host}: {path} was not checked")
             elif item["state"] == "refused":
                 problems.append(f"{host}: {path} is refused: {item['reason']}")
+            elif not item.get("prepared"):
+                # Its link may be an older one, and lead anywhere.
+                problems.append(f"{host}: {path} was not prepared in this run")
         if problems:
             refused += problems
         else:
-            usable.setdefault(host, []).append((osd["data"], osd["journal"]))
+            usable.setdefault(host, []).append(osd)
     groups = {}
-    for host, pairs in usable.items():
-        with_journal = tuple(pair for pair in pairs if pair[1])
-        without = tuple(pair for pair in pairs if not pair[1])
-        for part, suffix in ((with_journal, ""), (without, "-plain")):
-            if part:
-                groups.setdefault((part, suffix), []).append(host)
+    for host, osds in usable.items():
+        # One specification has one class, and journals for all its OSDs or for none.
+        for kind in sorted({(not osd["journal"], osd.get("device_class") or "") for osd in osds}):
+            numbers = tuple(
+                osd["slot"] for osd in osds if (not osd["journal"], osd.get("device_class") or "") == kind
+            )
+            groups.setdefault((numbers, *kind), []).append(host)
     specs = []
-    for (pairs, suffix), hosts in groups.items():
-        spec = {"method": "raw", "data_devices": {"paths": [data for data, _journal in pairs]}}
-        if pairs[0][1]:
-            spec["db_devices"] = {"paths": [journal for _data, journal in pairs]}
+    for (numbers, plain, device_class), hosts in groups.items():
+        # Links that are the same on every node: the orchestrator makes the OSDs of one specification on
+        # all its hosts at the same time.
+        spec = {"method": "raw", "data_devices": {"paths": [f"{LINKS}/data-{number}" for number in numbers]}}
+        if not plain:
+            spec["db_devices"] = {"paths": [f"{LINKS}/journal-{number}" for number in numbers]}
+        if device_class:
+            spec["crush_device_class"] = device_class
+        suffix = "-plain" if plain else ""
         specs.append(
             {
                 "service_type": "osd",
-                "service_id": f"{SPEC_PREFIX}{hosts[0]}{suffix}",
+                "service_id": f"{SPEC_PREFIX}{hosts[0]}{suffix}{'-' if device_class else ''}{device_class}",
                 "placement": {"hosts": hosts},
                 "spec": spec,
             }
@@ -720,12 +1201,27 @@ def has_devices(service):
     return bool((service.get("spec") or {}).get("data_devices") or service.get("data_devices"))
 
 
+def class_hosts(tree):
+    """Return by device class the hosts that have an OSD of it, from ``osd tree``."""
+    classes, found = {}, {}
+    for node in tree.get("nodes") or ():
+        if node.get("type") == "osd":
+            classes[node["id"]] = node.get("device_class", "")
+    for node in tree.get("nodes") or ():
+        if node.get("type") == "host":
+            for child in node.get("children") or ():
+                if classes.get(child):
+                    found.setdefault(classes[child], set()).add(node["name"])
+    return {name: sorted(hosts) for name, hosts in found.items()}
+
+
 def parse_state(answers, clients):
     """Return the cluster's state from the monitors' and the orchestrator's answers (all decoded JSON)."""
     dump, metadata, config, mgrs, status, hosts, services = (
         answers[key]
         for key in ("osd dump", "osd metadata", "config dump", "mgr metadata", "status", "hosts", "services")
     )
+    rules = {rule["rule_id"]: rule["rule_name"] for rule in answers.get("rules") or ()}
     sections = {}
     for entry in config:
         section = "/".join(filter(None, (entry["section"], entry.get("mask"))))
@@ -760,6 +1256,7 @@ def parse_state(answers, clients):
             }
             for number, entry in where.items()
         ],
+        "uuids": sorted(filter(None, uuids.values())),
         # Made by `osd new` but never started: what an interrupted creation leaves.
         "new_osds": [
             {"id": osd["osd"], "uuid": osd["uuid"]}
@@ -771,9 +1268,12 @@ def parse_state(answers, clients):
                 "size": pool["size"],
                 "min_size": pool["min_size"],
                 "applications": sorted(pool.get("application_metadata") or {}),
+                "rule": rules.get(pool.get("crush_rule"), ""),
             }
             for pool in dump["pools"]
         },
+        "rules": sorted(rules.values()),
+        "classes": class_hosts(answers.get("tree") or {}),
         "managers": [entry.get("hostname", "") for entry in mgrs],
         "status": status,
     }
@@ -936,6 +1436,8 @@ def read_cluster(ceph, desired):
         "config dump": step("config dump"),
         "mgr metadata": step("mgr metadata"),
         "status": step("status"),
+        "rules": step("osd crush rule dump"),
+        "tree": step("osd tree"),
         "hosts": step("orch host ls", to="mgr", timeout=20),
         "services": step("orch ls", to="mgr", timeout=20, export=True),
     }
@@ -1039,7 +1541,7 @@ def observe(desired, devices):
     except Unanswered as error:
         result.update(cluster="unreachable", changes=[change("cluster", "ceph", "update", str(error))])
         return result
-    devices = adopt_unstarted(devices, found["new_osds"])
+    devices = adopt_unstarted(devices, found["new_osds"], found["uuids"])
     result["changes"] = refusals(compare(desired, found, devices), devices)
     result["health"] = health_text(found["status"])
     result["notes"] = notes(desired, found)
@@ -1069,12 +1571,14 @@ class Applier:
     Args:
         desired, secrets, devices: as in the module's options.
         timeout: seconds without progress before giving up.
+        settle: wait for the cluster's health.
     """
 
     POLL = 3  # seconds between two looks at the cluster
     STALL = 45  # seconds without a new OSD before the orchestrator is helped along
 
-    def __init__(self, desired, secrets, devices, timeout):
+    def __init__(self, desired, secrets, devices, timeout, settle=True):
+        self.settle = settle
         self.desired, self.secrets, self.devices, self.timeout = desired, secrets, devices, timeout
         self.node = desired["mons"][0]["name"]
         self.ceph = Ceph(desired["fsid"], self.node, desired["image"])
@@ -1108,7 +1612,7 @@ class Applier:
         found = self.wait_for_answers()
         if not self.done:
             self.before = set(complaints(found["status"]))
-        self.devices = adopt_unstarted(self.devices, found["new_osds"])
+        self.devices = adopt_unstarted(self.devices, found["new_osds"], found["uuids"])
         self.refuse_devices(missing_osds(self.desired, found, self.devices))
         self.apply_config(found)
         self.apply_clients(found)
@@ -1119,7 +1623,7 @@ class Applier:
         self.apply_osds(found)
         self.lap("osds")
         self.apply_pools(found)
-        if self.done:
+        if self.done and self.settle:
             self.wait_for_health()
             self.lap("health")
         found = self.wait_for_answers()
@@ -1417,16 +1921,25 @@ class Applier:
                 paths = [
                     p for p in (osd["data"], osd["journal"]) if p and items[p]["osd_uuid"] == data["osd_uuid"]
                 ]
+                slots = [
+                    slot["path"]
+                    for slot in items.get(osd["journal"], {}).get("slots") or ()
+                    if slot["osd_uuid"] == data["osd_uuid"]
+                ]
                 zap = [
                     step(
                         "orch device zap", to="mgr", hostname=osd["host"], path=path, force=True, timeout=120
                     )
-                    for path in paths
+                    for path in [*paths, *slots]
                 ]
                 purge = step("osd purge-new", id=number, yes_i_really_mean_it=True)
                 self.ceph.do([*zap, purge], f"removing the half-made osd.{number}")
                 for path in paths:
                     items[path].update(state="empty", reason="", osd_uuid="")
+                if slots:  # zapping a partition removes it, and only the node itself can make it again
+                    raise CephFailure(
+                        f"the half-made osd.{number} was removed with its journal. Run deploy again"
+                    )
 
     def orchestrator_events(self, specs):
         """Return the orchestrator's own words on specifications that it could not carry out."""
@@ -1448,9 +1961,24 @@ class Applier:
 
     def apply_pools(self, found):
         """Create pools and set what differs."""
+        if any(pool.get("device_class") for pool in self.desired["pools"]):
+            found = self.wait_for_answers()  # OSDs that were made just now count
         changes = _compare_pools(self.desired, found)
         names = {entry["name"]: entry["action"] for entry in changes}
-        steps = []
+        refused = [
+            f"pool {entry['name']}: {entry['reason']}" for entry in changes if entry["action"] == "refuse"
+        ]
+        if refused:
+            raise CephFailure("; ".join(refused))
+        classes = {
+            p["device_class"] for p in self.desired["pools"] if p["name"] in names and p.get("device_class")
+        }
+        steps = [
+            step(
+                "osd crush rule create-replicated", name=name, root="default", type="host", **{"class": name}
+            )
+            for name in sorted(classes - set(found["rules"]))
+        ]
         for pool in self.desired["pools"]:
             name = pool["name"]
             if name not in names:
@@ -1459,9 +1987,14 @@ class Applier:
             default = self.desired["config"].get("global", {})
             if names[name] == "create":
                 arguments = {"pg_num": pool["pg_num"], "pool_type": "replicated", "size": pool["size"]}
+                if pool.get("device_class"):
+                    arguments["rule"] = pool["device_class"]
                 steps.append(step("osd pool create", pool=name, timeout=60, **arguments, **sure))
             else:
                 steps.append(step("osd pool set", pool=name, var="size", val=str(pool["size"]), **sure))
+            rule = wanted_rule(pool, found["pools"].get(name, {}).get("rule", ""))
+            if names[name] != "create" and rule != found["pools"][name]["rule"]:
+                steps.append(step("osd pool set", pool=name, var="crush_rule", val=rule))
             if names[name] != "create" or default.get("osd_pool_default_min_size") != str(pool["min_size"]):
                 steps.append(step("osd pool set", pool=name, var="min_size", val=str(pool["min_size"])))
             application = {"app": pool["application"], "yes_i_really_mean_it": True}
@@ -1561,9 +2094,9 @@ def lock(timeout, say):
             time.sleep(1)
 
 
-def apply(desired, secrets, devices, timeout):
+def apply(desired, secrets, devices, timeout, settle=True):
     """Take the lock and bring the cluster to its desired state."""
-    applier = Applier(desired, secrets, devices, timeout)
+    applier = Applier(desired, secrets, devices, timeout, settle)
     lock(timeout, applier.say)
     applier.started = applier.stepped = time.monotonic()
     with contextlib.suppress(OSError), open(PROGRESS, "w", encoding="utf-8"):
@@ -1577,18 +2110,27 @@ def apply(desired, secrets, devices, timeout):
         raise
 
 
+MODES = ("observe", "apply", "devices", "prepare", "wipe", "ask")
+
+
 def main():
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "mode": {"type": "str", "choices": ["observe", "apply", "devices"], "required": True},
+            "mode": {"type": "str", "choices": list(MODES), "required": True},
             "desired": {"type": "dict", "default": {}},
             "secrets": {"type": "dict", "default": {}, "no_log": True},
             "devices": {"type": "dict", "default": {}},
             "fsid": {"type": "str", "default": ""},
             "data": {"type": "list", "elements": "str", "default": []},
             "journals": {"type": "list", "elements": "str", "default": []},
+            "journal_size": {"type": "int", "default": 0},
+            "journal_minimum": {"type": "int", "default": 0},
+            "osds": {"type": "list", "elements": "str", "default": []},
+            "steps": {"type": "list", "elements": "dict", "default": []},
+            "node": {"type": "str", "default": ""},
             "image": {"type": "str", "default": ""},
+            "settle": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 600},
         },
         supports_check_mode=True,
@@ -1596,15 +2138,43 @@ def main():
     options = module.params
     try:
         if options["mode"] == "devices":
-            checked = check_devices(options["data"], options["journals"], options["fsid"])
+            checked = check_devices(
+                options["data"], options["journals"], options["fsid"], probe_device,
+                options["journal_size"], options["journal_minimum"], options["osds"],
+            )  # fmt: skip
             if options["image"] and not module.check_mode:
                 pull_in_background(options["image"])
             module.exit_json(changed=False, devices=checked)
+        elif options["mode"] == "prepare":
+            if module.check_mode:
+                module.exit_json(changed=False, done=[])
+            done = prepare_devices(
+                options["data"], options["journals"], options["fsid"],
+                options["journal_size"], options["journal_minimum"],
+            )  # fmt: skip
+            module.exit_json(changed=bool(done), done=done)
+        elif options["mode"] == "wipe":
+            paths = find_remains(options["data"], options["journals"], options["fsid"], options["osds"])
+            if not module.check_mode:
+                for path in paths:
+                    erase(path, options["osds"])
+            done = [{"kind": "device", "action": "erase", "name": path} for path in paths]
+            module.exit_json(changed=bool(paths), done=done)
+        elif options["mode"] == "ask":
+            steps = [{"timeout": 60, "in": "", "to": "mon", **item} for item in options["steps"]]
+            answers = Ceph(options["fsid"], options["node"], options["image"]).call(steps)
+            module.exit_json(changed=False, answers=answers)
         elif options["mode"] == "observe" or module.check_mode:
             found = observe(options["desired"], options["devices"])
             module.exit_json(changed=bool(found["changes"]) and module.check_mode, **found)
         else:
-            result = apply(options["desired"], options["secrets"], options["devices"], options["timeout"])
+            result = apply(
+                options["desired"],
+                options["secrets"],
+                options["devices"],
+                options["timeout"],
+                options["settle"],
+            )
             module.exit_json(**result)
     except CephFailure as error:
         module.fail_json(msg=str(error))

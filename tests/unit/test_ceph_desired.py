@@ -44,7 +44,14 @@ def make_site(
             *(make_node(f"ctl0{i}", 10 + i, "control", "mons") for i in (1, 2, 3)),
             *(make_node(f"osd0{i}", 210 + i, "storage", devices=["/dev/sdb"]) for i in (1, 2, 3)),
         )
-    settings = {"osd_memory_target": 1 << 30, "config": {}, "pools": {"size": 3, "min_size": 2}}
+    settings = {
+        "osd_memory_target": 1 << 30,
+        "config": {},
+        "pools": {"size": 3, "min_size": 2, "device_class": {}, "extra": []},
+        "journal": {"size": None, "minimum": 512 << 20},
+    }
+    for key in ("pools", "journal"):
+        ceph_settings = {**(ceph_settings or {}), key: settings[key] | (ceph_settings or {}).get(key, {})}
     known = {
         "ceph_fsid": FSID,
         "ceph_ssh_private_key": "PRIVATE\n",
@@ -79,9 +86,15 @@ def test_the_documented_topology() -> None:
     assert [h["name"] for h in desired["hosts"]] == ["ctl01", "ctl02", "ctl03", "osd01", "osd02", "osd03"]
     assert desired["hosts"][0] == {"name": "ctl01", "address": "10.10.10.11", "labels": ["_admin"]}
     assert desired["hosts"][3] == {"name": "osd01", "address": "10.10.10.211", "labels": []}
-    assert desired["osds"][0] == {"host": "osd01", "data": "/dev/sdb", "journal": None}
+    assert desired["osds"][0] == {
+        "host": "osd01",
+        "data": "/dev/sdb",
+        "journal": None,
+        "slot": 1,
+        "device_class": "",
+    }
     assert desired["pools"] == [
-        {"name": "images", "application": "rbd", "size": 3, "min_size": 2, "pg_num": 32}
+        {"name": "images", "application": "rbd", "size": 3, "min_size": 2, "pg_num": 32, "device_class": ""}
     ]
     assert desired["config"]["osd"] == {
         "osd_memory_target": str(1 << 30),
@@ -155,12 +168,49 @@ def test_journals_pair_with_devices_in_order() -> None:
     assert ceph.devices_of(node) == [("/dev/sdb", "/dev/x1"), ("/dev/sdc", "/dev/x2")]
 
 
+def test_five_disks_share_one_journal_device() -> None:
+    disks = [f"/dev/sd{letter}" for letter in "cdefg"]
+    node = make_node(
+        "osd01",
+        211,
+        "storage",
+        devices=disks,
+        journal_devices=["/dev/sdb"] * 5,
+        device_classes={"/dev/sdd": "ssd"},
+    )
+    osds = ceph.desired.osds_of(node)
+    assert [(osd["data"], osd["journal"], osd["slot"]) for osd in osds] == [
+        (disk, "/dev/sdb", slot) for slot, disk in enumerate(disks, start=1)
+    ]
+    assert [osd["device_class"] for osd in osds] == ["", "ssd", "", "", ""]
+
+
+def test_pools_have_classes_as_data() -> None:
+    extra = [{"name": "archive", "device_class": "hdd", "size": 2, "min_size": 1}]
+    site = make_site(ceph_settings={"pools": {"device_class": {"images": "ssd"}, "extra": extra}})
+    pools = {pool["name"]: pool for pool in ceph.build(site, [GLANCE])["pools"]}
+    assert {name: (pool["device_class"], pool["size"]) for name, pool in pools.items()} == {
+        "archive": ("hdd", 2),
+        "images": ("ssd", 3),
+    }
+
+
+def test_a_class_for_a_pool_that_is_not_there() -> None:
+    site = make_site(ceph_settings={"pools": {"device_class": {"image": "ssd"}}})
+    assert errors_of(site, GLANCE) == {"ceph-pool-unknown"}
+
+
+def test_a_pool_without_a_name() -> None:
+    assert errors_of(make_site(ceph_settings={"pools": {"extra": [{"size": 1}]}}), GLANCE) == {
+        "ceph-pool-name"
+    }
+
+
 @pytest.mark.parametrize(
     ("variables", "ref"),
     [
         ({"devices": ["/dev/sdb", "/dev/sdb"]}, "ceph-device-twice"),
         ({"devices": ["/dev/sdb"], "journal_devices": ["/dev/sdb"]}, "ceph-device-twice"),
-        ({"devices": ["/dev/sdc", "/dev/sdd"], "journal_devices": ["/dev/sdb"] * 2}, "ceph-journal-shared"),
         ({"devices": ["/dev/sdc", "/dev/sdd"], "journal_devices": ["/dev/sdb"]}, "ceph-journal-count"),
         ({"devices": "/dev/sdb"}, "ceph-device-list"),
         ({"devices": ["sdb"]}, "ceph-device-list"),
@@ -228,7 +278,8 @@ def test_pairs_use_every_device_exactly_once_or_are_refused(data: list[int], jou
         pairs = ceph.devices_of(node)
     except ConfigError:
         return
-    used = [path for pair in pairs for path in pair if path]
+    # A journal device may serve several, and is never a data device as well.
+    used = [path for path, _journal in pairs] + sorted({journal for _path, journal in pairs if journal})
     assert len(used) == len(set(used))
     assert [pair[0] for pair in pairs] == [f"/dev/d{i}" for i in data]
     assert [pair[1] for pair in pairs if pair[1]] == [f"/dev/d{i}" for i in journals]

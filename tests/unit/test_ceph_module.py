@@ -154,6 +154,192 @@ def test_mounts_are_found_by_number() -> None:
     assert ceph.in_use(mountinfo, {"8:16": "sdb"}) == []
 
 
+# --- journals that share a device ---
+
+GIB = 1 << 30
+MIB = 1 << 20
+NOBODY = {"osd_uuid": "", "ceph_fsid": "", "description": ""}
+
+
+def slot(number: int, start: int, size: int, uuid: str = "", fsid: str = FSID) -> dict[str, Any]:
+    label = {**NOBODY, "osd_uuid": uuid} if uuid else None
+    name = ceph.slot_name(fsid, number)
+    return {
+        "number": number, "name": name, "path": f"/dev/x{number}", "label": label, "start": start,
+        "size": size,
+    }  # fmt: skip
+
+
+def journal(size: int, *slots: dict[str, Any], **more: Any) -> dict[str, Any]:
+    parts = {"children": [f"x{s['number']}" for s in slots], "signatures": ["gpt"]} if slots else {}
+    return {
+        **EMPTY,
+        "size": size,
+        "whole": True,
+        "real": "/dev/x",
+        "partitions": list(slots),
+        **parts,
+        **more,
+    }
+
+
+def test_a_partition_table_is_read() -> None:
+    entry = (
+        bytes(range(16)) * 2
+        + struct.pack("<QQQ", 2048, 4095, 0)
+        + "cloudctl-30381ae9-1".encode("utf-16-le").ljust(72, b"\0")
+    )
+    header = b"EFI PART".ljust(80, b"\0") + struct.pack("<II", 3, 128)
+    assert ceph.parse_gpt(header, bytes(128) + entry + bytes(128)) == [
+        {"number": 2, "name": "cloudctl-30381ae9-1", "first": 2048, "last": 4095}
+    ]
+    assert ceph.parse_gpt(b"nothing".ljust(92, b"\0"), entry) == []
+
+
+@pytest.mark.parametrize(
+    ("real", "path"),
+    [("/dev/sdb", "/dev/sdb3"), ("/dev/nvme0n1", "/dev/nvme0n1p3"), ("/dev/loop7", "/dev/loop7p3")],
+)
+def test_names_of_partitions(real: str, path: str) -> None:
+    assert ceph.partition_path(real, 3) == path
+
+
+def test_two_journals_share_an_empty_device_equally() -> None:
+    free, new, problem = ceph.plan_slots(2 * GIB, [], 2, 0, 512 * MIB)
+    assert (free, new, problem) == ([], [1023 * MIB] * 2, "")
+
+
+def test_a_journal_that_was_given_up_is_used_again() -> None:
+    slots = [slot(1, MIB, 900 * MIB, "u1"), slot(2, 901 * MIB, 900 * MIB)]
+    assert ceph.plan_slots(2 * GIB, slots, 1, 0, 512 * MIB) == ([slots[1]], [], "")
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted", "journal_size", "minimum", "word"),
+    [
+        (GIB, 2, 0, 512 * MIB, "it has 1024 MiB, 2 journals of at least 512 MiB"),
+        (GIB, 1, 2 * GIB, 512 * MIB, "1 journal of at least 2048 MiB"),
+        (100, 1, 0, 0, "too small"),
+    ],
+)
+def test_a_journal_device_that_is_too_small(
+    size: int, wanted: int, journal_size: int, minimum: int, word: str
+) -> None:
+    free, new, problem = ceph.plan_slots(size, [], wanted, journal_size, minimum)
+    assert (free, new) == ([], [])
+    assert word in problem
+
+
+@given(
+    st.integers(0, 64), st.integers(1, 8), st.sampled_from([0, GIB, 3 * GIB]), st.sampled_from([MIB, GIB]),
+    st.lists(st.tuples(st.integers(1, 8), st.booleans()), max_size=4),
+)  # fmt: skip
+def test_journals_never_leave_their_device(
+    gib: int, wanted: int, journal_size: int, minimum: int, present: list[tuple[int, bool]]
+) -> None:
+    slots, end = [], MIB
+    for number, (size, used) in enumerate(present, start=1):
+        slots.append(slot(number, end, size * GIB, "u" if used else ""))
+        end += size * GIB
+    size = end + gib * GIB + MIB
+    free, new, problem = ceph.plan_slots(size, slots, wanted, journal_size, minimum)
+    if problem:
+        assert (free, new) == ([], [])
+        return
+    assert len(free) + len(new) == wanted
+    assert not any(item["label"] for item in free)
+    assert end + sum(new) + MIB <= size
+    assert all(part >= max(minimum, journal_size) for part in new)
+
+
+def test_a_shared_journal_device_is_ours_by_its_partitions() -> None:
+    used = journal(2 * GIB, slot(1, MIB, 900 * MIB, OSD), slot(2, 901 * MIB, 900 * MIB, "u2"))
+    judge = ceph.judge_journal
+    assert judge(used, FSID, {OSD}, [OSD, "u2"])[0] == "ours"
+    assert judge(used, "0" * 36, {OSD}, [OSD, "u2"])[0] == "refused"  # another cluster's
+    state, reason = judge(used, FSID, {OSD}, [OSD, "u2", ""], minimum=512 * MIB)
+    assert (state, "too small" in reason) == ("refused", True)
+    foreign = journal(2 * GIB, slot(1, MIB, GIB), {**slot(2, GIB, GIB), "name": "Linux"})
+    assert judge(foreign, FSID, set(), [""])[0] == "refused"
+
+
+def test_a_journal_that_is_all_of_its_device_is_not_shared() -> None:
+    whole = journal(2 * GIB, label={**NOBODY, "osd_uuid": OSD})
+    assert ceph.judge_journal(whole, FSID, {OSD}, [OSD])[0] == "ours"
+    state, reason = ceph.judge_journal(whole, FSID, {OSD}, [OSD, ""])
+    assert (state, "can't share" in reason) == ("refused", True)
+
+
+def test_a_partition_is_not_divided() -> None:
+    part = journal(8 * GIB, whole=False)
+    assert ceph.judge_journal(part, FSID, set(), [""])[0] == "empty"
+    assert ceph.judge_journal(part, FSID, set(), ["", ""])[0] == "refused"
+
+
+def test_a_small_journal_of_its_own_is_refused() -> None:
+    assert "too small" in ceph.judge_journal(journal(100 * MIB), FSID, set(), [""], minimum=512 * MIB)[1]
+
+
+def test_each_osd_gets_a_journal_of_its_own() -> None:
+    probes = {
+        "/dev/a": {**EMPTY, "label": {**NOBODY, "osd_uuid": "u1", "ceph_fsid": FSID}},
+        "/dev/b": EMPTY,
+        "/dev/c": EMPTY,
+        "/dev/x": journal(4 * GIB, slot(1, MIB, GIB, "u1"), slot(3, 2 * GIB, GIB)),
+    }
+    places, new = ceph.assign_slots(
+        ["/dev/a", "/dev/b", "/dev/c"], ["/dev/x"] * 3, probes, FSID, 0, 512 * MIB
+    )
+    assert places == {"/dev/a": "/dev/x1", "/dev/b": "/dev/x3", "/dev/c": ("/dev/x", 2)}
+    assert list(new["/dev/x"]) == [2]
+
+
+def test_only_devices_of_the_named_osds_are_erased() -> None:
+    probes = {
+        "/dev/a": {**EMPTY, "real": "/dev/a", "label": {**NOBODY, "osd_uuid": "u1", "ceph_fsid": FSID}},
+        "/dev/b": {**EMPTY, "real": "/dev/b", "signatures": ["ext4"]},
+        "/dev/c": {**EMPTY, "real": "/dev/c"},
+        "/dev/x": journal(4 * GIB, slot(1, MIB, GIB, "u1"), slot(2, 2 * GIB, GIB, "u2")),
+    }
+    find = ceph.find_remains
+    assert find(["/dev/a", "/dev/c"], ["/dev/x", "/dev/x"], FSID, ["u1"], probes.get) == ["/dev/a", "/dev/x1"]
+    for path, osds in (("/dev/a", ["u2"]), ("/dev/b", ["u1"])):
+        with pytest.raises(ceph.CephFailure, match="Nothing was erased"):
+            find([path], ["/dev/x"], FSID, osds, probes.get)
+
+
+def test_a_device_that_changed_meanwhile_is_not_erased(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    device.write_bytes(DATA_LABEL.ljust(20 * MIB, b"x"))
+    with pytest.raises(ceph.CephFailure):
+        ceph.erase(str(device), ["another"])
+    assert device.read_bytes()[: len(DATA_LABEL)] == DATA_LABEL
+    ceph.erase(str(device), [OSD])
+    assert not any(device.read_bytes()[: 10 * MIB])
+
+
+def test_a_device_that_was_not_prepared_becomes_no_osd() -> None:
+    stale = [check("/dev/sdc", "empty", prepared=False), check("/dev/sdb1", "empty")]
+    specs, refused = ceph.osd_specs(DESIRED["osds"][:1], {"osd01": stale})
+    assert (specs, refused) == ([], ["osd01: /dev/sdc was not prepared in this run"])
+
+
+def test_classes_are_specifications_of_their_own() -> None:
+    osds = [
+        {"host": host, "data": f"/dev/{slot}", "journal": None, "slot": slot, "device_class": name}
+        for host in ("osd01", "osd02")
+        for slot, name in ((1, ""), (2, "ssd"), (3, ""))
+    ]
+    checks = {host: [check(f"/dev/{slot}", "empty") for slot in (1, 2, 3)] for host in ("osd01", "osd02")}
+    specs, refused = ceph.osd_specs(osds, checks)
+    assert refused == []
+    assert {spec["service_id"]: spec["spec"].get("crush_device_class") for spec in specs} == {
+        "cloudctl-osd01-plain": None,
+        "cloudctl-osd01-plain-ssd": "ssd",
+    }
+    assert all(spec["placement"]["hosts"] == ["osd01", "osd02"] for spec in specs)
+
+
 # --- is there a cluster ---
 
 NOTHING = {"conf_fsid": None, "marker": None, "data": False, "osd_data": False, "others": []}
@@ -218,7 +404,10 @@ DESIRED: dict[str, Any] = {
     "cluster_network": "10.10.40.0/24",
     "hosts": [{"name": "ctl01", "address": "10.10.10.11", "labels": ["_admin"]}]
     + [{"name": f"osd0{i}", "address": f"10.10.10.21{i}", "labels": []} for i in (1, 2)],
-    "osds": [{"host": f"osd0{i}", "data": "/dev/sdc", "journal": "/dev/sdb1"} for i in (1, 2)],
+    "osds": [
+        {"host": f"osd0{i}", "data": "/dev/sdc", "journal": "/dev/sdb1", "slot": 1, "device_class": ""}
+        for i in (1, 2)
+    ],
     "config": {"osd": {"osd_memory_target": "1G"}, "osd/class:ssd": {"osd_max_backfills": "2"}},
     "pools": [{"name": "images", "application": "rbd", "size": 3, "min_size": 2, "pg_num": 32}],
     "clients": [
@@ -299,6 +488,43 @@ def test_nothing_differs() -> None:
     assert changes(answers()) == []
 
 
+def classes(*hosts: str) -> dict[str, Any]:
+    """Answers of a cluster whose OSDs of these hosts are ssd, the others hdd."""
+    found = answers()
+    found["rules"] = [{"rule_id": 0, "rule_name": "replicated_rule"}, {"rule_id": 1, "rule_name": "ssd"}]
+    for pool in found["osd dump"]["pools"]:
+        pool["crush_rule"] = 0
+    found["tree"] = {
+        "nodes": [{"type": "host", "name": f"osd0{i}", "children": [i]} for i in (1, 2, 3)]
+        + [
+            {"type": "osd", "id": i, "device_class": "ssd" if f"osd0{i}" in hosts else "hdd"}
+            for i in (1, 2, 3)
+        ]
+    }
+    return found
+
+
+def test_a_pool_moves_to_its_class() -> None:
+    wanted = [{**DESIRED["pools"][0], "device_class": "ssd"}]
+    found = classes("osd01", "osd02", "osd03")
+    assert changes(found, pools=wanted) == [("pool", "images", "update")]
+    found["osd dump"]["pools"][0]["crush_rule"] = 1
+    assert changes(found, pools=wanted) == []
+    assert changes(found) == [("pool", "images", "update")]  # back to all classes
+
+
+def test_a_class_on_too_few_nodes_is_refused() -> None:
+    wanted = [{**DESIRED["pools"][0], "device_class": "ssd"}]
+    assert changes(classes("osd01", "osd02"), pools=wanted) == [("pool", "images", "refuse")]
+
+
+def test_an_operators_own_rule_stays() -> None:
+    found = classes()
+    found["rules"].append({"rule_id": 7, "rule_name": "racks"})
+    found["osd dump"]["pools"][0]["crush_rule"] = 7
+    assert changes(found) == []
+
+
 def test_each_difference_is_named() -> None:
     found = answers()
     found["config dump"] = found["config dump"][2:]
@@ -377,8 +603,10 @@ def test_a_specification_left_by_a_killed_run_is_taken_back() -> None:
     assert changes(found) == []
 
 
-def check(path: str, state: str, reason: str = "", osd_uuid: str = "") -> dict[str, str]:
-    return {"path": path, "state": state, "reason": reason, "osd_uuid": osd_uuid}
+def check(
+    path: str, state: str, reason: str = "", osd_uuid: str = "", prepared: bool = True
+) -> dict[str, Any]:
+    return {"path": path, "state": state, "reason": reason, "osd_uuid": osd_uuid, "prepared": prepared}
 
 
 BOTH = [check("/dev/sdc", "empty"), check("/dev/sdb1", "empty")]
@@ -394,8 +622,8 @@ def test_hosts_with_the_same_devices_share_a_specification() -> None:
             "placement": {"hosts": ["osd01", "osd02"]},
             "spec": {
                 "method": "raw",
-                "data_devices": {"paths": ["/dev/sdc"]},
-                "db_devices": {"paths": ["/dev/sdb1"]},
+                "data_devices": {"paths": ["/dev/cloudctl/data-1"]},
+                "db_devices": {"paths": ["/dev/cloudctl/journal-1"]},
             },
         }
     ]
@@ -421,7 +649,9 @@ def test_no_osd_on_an_unchecked_or_refused_device() -> None:
 def test_specifications_name_checked_devices_only(devices: list[tuple[str, str, bool]]) -> None:
     missing, checks = [], {}
     for number, (host, state, checked) in enumerate(devices):
-        missing.append({"host": host, "data": f"/dev/{number}", "journal": None})
+        missing.append(
+            {"host": host, "data": f"/dev/{number}", "journal": None, "slot": number, "device_class": ""}
+        )
         if checked:
             checks.setdefault(host, []).append(check(f"/dev/{number}", state))
     specs, refused = ceph.osd_specs(missing, checks)
@@ -429,7 +659,9 @@ def test_specifications_name_checked_devices_only(devices: list[tuple[str, str, 
         (h, p) for s in specs for h in s["placement"]["hosts"] for p in s["spec"]["data_devices"]["paths"]
     }
     allowed = {
-        (h, f"/dev/{n}") for n, (h, state, checked) in enumerate(devices) if checked and state != "refused"
+        (h, f"/dev/cloudctl/data-{n}")
+        for n, (h, state, checked) in enumerate(devices)
+        if checked and state != "refused"
     }
     assert named == allowed
     assert len(refused) == len(devices) - len(allowed)
@@ -447,6 +679,13 @@ def test_a_half_made_osd_of_ours_is_not_foreign() -> None:
         ][0]["state"]
         == "refused"
     )
+
+
+def test_a_device_of_a_removed_osd_is_not_used_again() -> None:
+    checks = {"osd01": [check("/dev/sdc", "ours", osd_uuid="u1"), check("/dev/sdd", "ours", osd_uuid="gone")]}
+    adopted = ceph.adopt_unstarted(checks, [], ["u1"])
+    assert [item["state"] for item in adopted["osd01"]] == ["ours", "refused"]
+    assert "erase it first" in adopted["osd01"][1]["reason"]
 
 
 def test_only_an_osd_that_never_started_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -611,6 +850,7 @@ def test_option_documentation_matches_the_arguments() -> None:
     yaml.safe_load(ceph.RETURN)
     assert set(documented) == {
         "mode", "desired", "secrets", "devices", "fsid", "data", "journals", "image", "timeout",
+        "journal_size", "journal_minimum", "osds", "steps", "node", "settle",
     }  # fmt: skip
 
 

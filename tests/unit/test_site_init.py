@@ -59,7 +59,7 @@ def test_flags_win(tmp_path: Path) -> None:
     assert run(["init", str(site), "--defaults", "--name", "small", *flags]) == 0
     loaded = load_site(site, with_secrets=False)
     assert (loaded.name, len(loaded.nodes), loaded.group("compute")) == ("small", 3, [])
-    assert loaded.get("ceph.pools") == {"size": 1, "min_size": 1}
+    assert loaded.get("ceph.pools") == {"size": 1, "min_size": 1, "device_class": {}, "extra": []}
     node = loaded.nodes["ceph-osd01"]
     assert node.vars["devices"] == ["/dev/vdb"] and "journal_devices" not in node.vars
     assert (node.vars["ansible_user"], node.vars["ansible_become"]) == ("ops", True)

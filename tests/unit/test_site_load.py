@@ -119,7 +119,7 @@ def test_settings_have_their_defaults(site: Path) -> None:
     assert loaded.get("ceph.pools.size") == 3
     assert loaded.get("registry.address") == "10.10.10.2:5000"
     assert loaded.get("virtualisation.cpu_mode") == "host-model"
-    assert loaded.get("ceph.pools") == {"size": 3, "min_size": 2}
+    assert loaded.get("ceph.pools") == {"size": 3, "min_size": 2, "device_class": {}, "extra": []}
     assert loaded.get("services.alpha") == {"enabled": True, "workers": 2, "motto": "hello"}
     assert loaded.get("no.such", 5) == 5
     with pytest.raises(ConfigError, match=r"no setting 'no\.such'"):

@@ -75,6 +75,8 @@ def key_digest(fsid: str, key: str) -> str:
 def devices_of(node: Node) -> list[tuple[str, str | None]]:
     """Return a storage node's pairs of data device and journal (None: the journal stays on the data device).
 
+    Several data devices may have the same journal device: they share it.
+
     Raises:
         ConfigError: the lists make no pairs, or name a device twice.
     """
@@ -91,14 +93,6 @@ def devices_of(node: Node) -> list[tuple[str, str | None]]:
         )
     if not journals:
         return [(path, None) for path in data]
-    if len(set(journals)) < len(journals):
-        raise ConfigError(
-            "ceph-journal-shared",
-            f"several data devices of {node.name} share one journal device "
-            f"({', '.join(sorted({path for path in journals if journals.count(path) > 1}))})",
-            where=where,
-            hint="make one partition for each journal and name the partitions in journal_devices",
-        )
     if len(journals) != len(data):
         raise ConfigError(
             "ceph-journal-count",
@@ -107,6 +101,38 @@ def devices_of(node: Node) -> list[tuple[str, str | None]]:
             hint="give one journal device for each data device, or none at all",
         )
     return list(zip(data, journals, strict=True))
+
+
+def osds_of(node: Node) -> list[dict[str, Any]]:
+    """Return a storage node's OSDs: host, data, journal, device_class ("": as Ceph finds), slot (from 1).
+
+    Raises:
+        ConfigError: see ``devices_of``.
+    """
+    classes = node.vars.get("device_classes") or {}
+    return [
+        {"host": node.name, "data": data, "journal": db, "slot": slot,
+         "device_class": str(classes.get(data) or "")}
+        for slot, (data, db) in enumerate(devices_of(node), start=1)
+    ]  # fmt: skip
+
+
+def device_arguments(desired: Mapping[str, Any], node: str, mode: str = "devices") -> dict[str, Any]:
+    """Return the arguments with which ``cloudctl_ceph`` looks at, or prepares, a node's devices.
+
+    Args:
+        desired: the cluster, as returned by ``build``.
+        mode: devices or prepare.
+    """
+    own = [osd for osd in desired["osds"] if osd["host"] == node]
+    return {
+        "mode": mode,
+        "fsid": desired["fsid"],
+        "data": [osd["data"] for osd in own],
+        "journals": [osd["journal"] for osd in own if osd["journal"]],
+        "journal_size": desired["journal"]["size"],
+        "journal_minimum": desired["journal"]["minimum"],
+    }
 
 
 def build(site: Site, services: Sequence[Mapping[str, Any]]) -> Desired:
@@ -119,8 +145,9 @@ def build(site: Site, services: Sequence[Mapping[str, Any]]) -> Desired:
     Returns:
         Plain data without secrets: ``fsid``, ``image``, ``mons`` [{name, address}], ``mgrs`` [name],
         ``public_network``, ``cluster_network``, ``hosts`` [{name, address, labels}],
-        ``osds`` [{host, data, journal}], ``config`` {section: {option: text}},
-        ``pools`` [{name, application, size, min_size, pg_num}], ``clients`` [{name, caps, key_digest}].
+        ``osds`` (see ``osds_of``), ``config`` {section: {option: text}},
+        ``pools`` [{name, application, size, min_size, pg_num, device_class}],
+        ``clients`` [{name, caps, key_digest}], ``journal`` {size, minimum} in bytes.
 
     Raises:
         ConfigError, MultiError: everything that is wrong with it, at once.
@@ -140,7 +167,7 @@ def build(site: Site, services: Sequence[Mapping[str, Any]]) -> Desired:
             if node.address_on(network) is None:
                 errors.append(_no_address(node, network))
         try:
-            osds += [{"host": node.name, "data": data, "journal": db} for data, db in devices_of(node)]
+            osds += osds_of(node)
         except ConfigError as error:
             errors.append(error)
     pools = _pools(site, services, errors)
@@ -164,6 +191,10 @@ def build(site: Site, services: Sequence[Mapping[str, Any]]) -> Desired:
         "config": _config(site, pools),
         "pools": pools,
         "clients": clients,
+        "journal": {
+            "size": int(site.get("ceph.journal.size") or 0),
+            "minimum": int(site.get("ceph.journal.minimum")),
+        },
     }
 
 
@@ -232,14 +263,20 @@ def _pools(
 ) -> list[dict[str, Any]]:
     size, min_size = int(site.get("ceph.pools.size")), int(site.get("ceph.pools.min_size"))
     pools: dict[str, dict[str, Any]] = {}
-    for service in services:
+    classes = site.get("ceph.pools.device_class") or {}
+    own = {"name": "settings", "ceph": {"pools": site.get("ceph.pools.extra") or []}}
+    for service in [*services, own]:
         for declared in (service.get("ceph") or {}).get("pools") or ():
+            if not declared.get("name"):
+                errors.append(ConfigError("ceph-pool-name", "a pool has no name", where="settings.yml"))
+                continue
             pool = {
                 "name": declared["name"],
                 "application": declared.get("application", "rbd"),
                 "size": int(declared.get("size", size)),
                 "min_size": int(declared.get("min_size", min_size)),
                 "pg_num": int(declared.get("pg_num", DEFAULT_PG_NUM)),
+                "device_class": str(classes.get(declared["name"]) or declared.get("device_class") or ""),
             }
             known = pools.setdefault(pool["name"], pool)
             if known != pool:
@@ -247,9 +284,18 @@ def _pools(
                     ConfigError(
                         "ceph-pool-conflict",
                         f"the pool '{pool['name']}' is declared twice, differently",
-                        where=f"services/{service.get('name')}/service.yml",
+                        where="settings.yml"
+                        if service is own
+                        else f"services/{service.get('name')}/service.yml",
                     )
                 )
+    if unknown := sorted(set(classes) - set(pools)):
+        errors.append(
+            ConfigError(
+                "ceph-pool-unknown", f"ceph.pools.device_class: there is no pool {', '.join(unknown)}",
+                where="settings.yml", hint=f"pools: {', '.join(sorted(pools))}",
+            )
+        )  # fmt: skip
     nodes = len(site.group("storage"))
     for pool in pools.values():
         if pool["min_size"] > pool["size"]:

@@ -71,6 +71,10 @@ def check(site: Site) -> Checked:
                 "cloudctl_checks": questions(renderer),
                 "cloudctl_pairs": pairs(site.nodes, site.networks),
                 "cloudctl_ceph_fsid": site.secrets.get("ceph_fsid", ""),
+                "cloudctl_journal": {
+                    "size": site.get("ceph.journal.size") or 0,
+                    "minimum": site.get("ceph.journal.minimum"),
+                },
             },
             on_event=on_event,
         )

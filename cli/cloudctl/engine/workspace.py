@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cloudctl.ceph.desired import device_arguments
 from cloudctl.console import MASK, Masker
 from cloudctl.engine import plan as planning
 from cloudctl.engine.render import render_site
@@ -92,19 +93,14 @@ class Workspace:
         }
         return {"desired": self._ceph["desired"], "secrets": self._ceph["secrets"], "devices": devices}
 
-    def devices_wanted(self, node: str) -> Spec | None:
-        """Return the arguments with which a node's OSD devices are checked; None where it has none."""
+    def devices_wanted(self, node: str, mode: str = "devices") -> Spec | None:
+        """Return the arguments that check (or prepare) a node's OSD devices; None where it has none."""
         if not self.ceph_name():
             return None
-        osds = [osd for osd in self._ceph["desired"]["osds"] if osd["host"] == node]
-        if not osds:
+        desired = self._ceph["desired"]
+        if not any(osd["host"] == node for osd in desired["osds"]):
             return None
-        return {
-            "mode": "devices",
-            "fsid": self._ceph["desired"]["fsid"],
-            "data": [osd["data"] for osd in osds],
-            "journals": [osd["journal"] for osd in osds if osd["journal"]],
-        }
+        return device_arguments(desired, node, mode)
 
     def observed(self, name: str) -> Spec:
         """Return what a node (or ``ceph``) reported."""
@@ -120,6 +116,12 @@ class Workspace:
     def keep(self, node: str, observed: Spec) -> None:
         """Keep what a node reported, masked, for the plan."""
         _write(self.path / "observed" / f"{node}.json", json.dumps(self._mask(observed)))
+
+    def prepared(self, node: str) -> None:
+        """Note that a node's OSD devices have their links now: OSDs are made on such only."""
+        found = self.observed(node)
+        found["devices"] = [{**item, "prepared": True} for item in found.get("devices", ())]
+        self.keep(node, found)
 
     def plan(self) -> Spec:
         """Return the plan from all that the nodes reported.
