@@ -126,6 +126,8 @@ uuid:    {uuid}
 seqno:   {seqno}
 safe_to_bootstrap: {safe}
 """
+LOGS = "/var/log/kolla"
+ERROR = re.compile(r"\[ERROR\]|(?i:cannot|denied|no space)")
 RESERVE = 1 << 30
 """Bytes that a copy leaves free on its file system."""
 
@@ -418,9 +420,20 @@ class Member:
         return found
 
     def tail(self):
-        """Return the end of the container's output, for people."""
+        """Return the errors of the server's log, and the end of the container's output, for people."""
         _code, out, error = run(["docker", "logs", "--tail", "15", self.name], check=False)
-        return (out + error).strip()[-1500:]
+        return "\n".join([*self.log_errors(), (out + error).strip()[-1500:]])
+
+    def log_errors(self):
+        """Return the last errors of the log that the server writes itself."""
+        name = next((v.partition(":")[0] for v in self.p["volumes"] if v.split(":")[1] == LOGS), "")
+        inspect = ["docker", "volume", "inspect", "--format", "{{.Mountpoint}}", name]
+        _code, out, _error = run(inspect, check=False) if name else (1, "", "")
+        if not out.strip():
+            return []
+        path = os.path.join(out.strip(), self.name, f"{self.name}.log")
+        _code, out, _error = run(["tail", "--lines", "300", path], check=False)
+        return [line[:300] for line in out.splitlines() if ERROR.search(line)][-6:]
 
 
 def size_of(directory):

@@ -179,6 +179,30 @@ def test_a_member_given_up_for_lost_takes_the_others_data_when_it_comes_back(
     ledger.drop()
 
 
+def test_the_only_member_with_usable_data_is_copied_first_or_a_flag_is_asked_for(nodes: list[str]) -> None:
+    first, second, third = nodes
+    copies = "/var/lib/cloudctl/galera"
+    with Ledger() as ledger:
+        ledger.wait_for(50)
+        on_all(nodes, "docker kill mariadb")
+    # One lost its disk, one was receiving all data when the power went.
+    run_on(second, f"find {DATA} -mindepth 1 -delete")
+    run_on(third, f"cp -p {DATA}/ib_buffer_pool {DATA}/sst_in_progress")
+    before = servers(nodes)
+    run_on(first, f"mkdir -p {copies} && mount -t tmpfs -o size=8m tmpfs {copies}")
+    try:
+        done = recover()
+    finally:
+        run_on(first, f"umount {copies}")
+    assert (done.rc, done.refs) == (4, ["galera-no-space"]) and "--no-copy" in done.err, str(done)
+    assert servers(nodes) == before, "a refusal starts nothing"
+    done = recover()
+    assert (done.rc, done.json["chosen"], done.json["size"]) == (0, first, len(nodes)), str(done)
+    assert done.json["copy"].startswith(f"{first}:{copies}/")
+    ledger.check()
+    ledger.drop()
+
+
 def test_nothing_is_left_to_deploy() -> None:
     plan = run_cloudctl("plan")
     assert plan.rc == 0 and "nothing to change" in plan.out, str(plan)
