@@ -12,6 +12,7 @@ from cloudctl.engine.definitions import load_services
 from cloudctl.lab import nodes as lab_nodes
 from cloudctl.lab import sitedir
 from cloudctl.lab.topology import topology
+from cloudctl.packages import repository
 from cloudctl.site.create import QUESTIONS, create_site
 from cloudctl.site.secrets import generate
 
@@ -35,6 +36,9 @@ name: beta
 files: {beta.yaml: {template: beta.yaml.j2, format: yaml}}
 """,
 }
+
+
+PACKAGE_KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmQGN\n=abcd\n-----END PGP PUBLIC KEY BLOCK-----\n"
 
 
 def make_site(directory: Path) -> Path:
@@ -65,6 +69,7 @@ def lab_site(path: Path) -> Path:
         patch.setattr(sitedir, "SITE", path)
         patch.setattr(lab_nodes, "STATE", path)
         patch.setattr(sitedir, "public_key", lambda: "ssh-ed25519 AAAA test")
+        patch.setattr(repository, "public_key", lambda: PACKAGE_KEY)
         patch.setattr(lab_nodes, "host_key", lambda node: f"ssh-ed25519 {node.name}")
         sitedir.write(topology("small").values(), lambda line: None)
         images = {container.image for service in load_services() for container in service.containers}

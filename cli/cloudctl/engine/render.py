@@ -168,7 +168,29 @@ class Renderer:
                 "public_network": str(storage.cidr) if storage else "",
             },
             "cluster_state": self._cluster_state,
+            "package_key": self._package_key(),
         }
+
+    def _package_key(self) -> str:
+        """Return the public key of the package repository, or nothing.
+
+        Raises:
+            ConfigError: the file is not there, or is no public key in ASCII armor.
+        """
+        name = self.site.get("packages.key", None)
+        if not name:
+            return ""
+        path = Path(self.site.path) / str(name)
+        try:
+            text = path.read_text(encoding="ascii")
+        except (OSError, ValueError):
+            text = ""
+        if "-----BEGIN PGP PUBLIC KEY BLOCK-----" not in text:
+            raise ConfigError(
+                "package-key", f"packages.key names {name}, which is no public key in ASCII armor",
+                where=str(path), hint="gpg --armor --export KEY >FILE, where the repository is signed",
+            )  # fmt: skip
+        return text
 
     def secret(self, name: str) -> str:
         """Return a secret's value.

@@ -29,6 +29,7 @@ from cloudctl.lab.topology import (
     free_block,
     make_node,
 )
+from cloudctl.packages import repository
 from cloudctl.paths import data_root
 
 STATES = lab_nodes.STATE.parent
@@ -129,6 +130,10 @@ def public_key() -> str:
     return key.with_suffix(".pub").read_text().strip()
 
 
+PACKAGE_KEY = "packages.asc"
+"""File of the site with the public key of the package repository."""
+
+
 def inventory(nodes: Iterable[LabNode]) -> dict[str, Any]:
     """Return the inventory of the nodes."""
     groups: dict[str, dict[str, Any]] = {
@@ -162,11 +167,12 @@ def networks() -> dict[str, Any]:
     return {"networks": table, "interfaces": interfaces | {"deploy": {"eth0": "management"}}}
 
 
-def settings(storage_nodes: int) -> dict[str, Any]:
+def settings(storage_nodes: int, *, signed: bool = True) -> dict[str, Any]:
     """Return ``settings.yml``: what makes the lab different from a machine room is only this.
 
     Args:
         storage_nodes: how many there are; fewer than three can't hold three copies, none means no Ceph.
+        signed: the site has the key of the package repository.
     """
     ceph: dict[str, Any] = {
         "osd_memory_target": 939524096,
@@ -178,7 +184,7 @@ def settings(storage_nodes: int) -> dict[str, Any]:
     return {
         "cloud": {"name": NAME},
         "registry": {"address": REGISTRY},
-        "packages": {"repository": "http://10.10.10.2:8081/"},
+        "packages": {"repository": "http://10.10.10.2:8081/", **({"key": PACKAGE_KEY} if signed else {})},
         "vip": {"internal": "10.10.10.250", "external": "192.168.124.250"},
         "datapath": "netdev",
         "virtualisation": {"type": "qemu", "cpu_mode": "none"},
@@ -210,16 +216,19 @@ def write(nodes: Iterable[LabNode], report: Callable[[str], None]) -> None:
         "ansible_ssh_common_args": f"-o UserKnownHostsFile={SITE}/known_hosts -o StrictHostKeyChecking=yes",
         "ansible_python_interpreter": "/usr/bin/python3",
     }
+    package_key = repository.public_key()
     documents: dict[str, Any] = {
         "inventory/hosts.yml": inventory(nodes),
         "inventory/group_vars/all.yml": connection,
         "networks.yml": networks(),
-        "settings.yml": settings(sum(node.role == "storage" for node in nodes)),
+        "settings.yml": settings(sum(node.role == "storage" for node in nodes), signed=bool(package_key)),
     }
     texts = {
         name: _HEADER + yaml.safe_dump(document, sort_keys=False) for name, document in documents.items()
     }
     texts[".gitignore"] = ".cloudctl/\n.vault-password\nssh/id_ed25519\nadmin-openrc.sh\nclouds.yaml\n"
+    if package_key:
+        texts[PACKAGE_KEY] = package_key
     for name, text in texts.items():
         path = SITE / name
         if path.exists() and _checksum(path.read_text()) != written.get(name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,9 +45,12 @@ def ensure(report: Callable[[str], None]) -> Path:
         Its directory.
     """
     place = REPOSITORY / version()
-    if not (place / "InRelease").exists():
+    if not (place / "Release").exists():
         report("building the package repository (a minute)")
         _build(place)
+    elif not _is_signed(place):
+        report("signing the package repository")
+        _sign(place)
     REPOSITORY.mkdir(parents=True, exist_ok=True)
     link = REPOSITORY / ".current.new"
     link.unlink(missing_ok=True)
@@ -86,9 +90,28 @@ def _build(place: Path) -> None:
     work.rename(place)
 
 
+def public_key() -> str:
+    """Return the public key that signs the repository, in ASCII armor; nothing where none was made yet."""
+    return run([*_gpg(), "--armor", "--export", _IDENTITY]) if KEY_HOME.is_dir() else ""
+
+
+def _is_signed(directory: Path) -> bool:
+    """Whether the repository carries a signature of the present key: another one may have made it."""
+    if not KEY_HOME.is_dir():
+        return False
+    done = subprocess.run(
+        [*_gpg(), "--verify", str(directory / "InRelease")], capture_output=True, check=False
+    )
+    return done.returncode == 0
+
+
+def _gpg() -> list[str]:
+    return ["gpg", "--batch", "--quiet", "--homedir", str(KEY_HOME), "--pinentry-mode", "loopback"]
+
+
 def _sign(directory: Path) -> None:
     KEY_HOME.mkdir(mode=0o700, parents=True, exist_ok=True)
-    gpg = ["gpg", "--batch", "--quiet", "--homedir", str(KEY_HOME), "--pinentry-mode", "loopback"]
+    gpg = _gpg()
     if _IDENTITY not in run([*gpg, "--list-secret-keys"]):
         run([*gpg, "--passphrase", "", "--quick-generate-key", _IDENTITY, "rsa3072", "sign", "never"])
     run([*gpg, "--yes", "--output", str(directory / "InRelease"), "--clearsign", str(directory / "Release")])
