@@ -185,3 +185,10 @@ def test_replicas_are_counted_of_replicated_queues_only() -> None:
     ]
     assert lacking(queues, ALL) == {"c": 1}
     assert lacking(queues, ALL, key="online") == {"a": 1, "b": 2, "c": 2}
+
+
+def test_a_queue_that_counts_on_a_forgotten_member_is_seen() -> None:
+    queue = {"type": "quorum", "vhost": "v", "members": ["rabbit@a", "rabbit@c"]}
+    alone = {"type": "quorum", "vhost": "v", "name": "alone", "members": ["rabbit@c"]}
+    classic = {"type": "classic", "vhost": "v", "name": "x", "members": ["rabbit@c", "rabbit@a"]}
+    assert rabbitmq.holding([{**queue, "name": "q"}, alone, classic], "c") == ["v q"]

@@ -25,6 +25,8 @@ DATA = "mnesia"
 """Directory of a member's data in its volume."""
 PORTS = (4369, 25672)
 """Where members find and talk to each other."""
+REPLICATED = ("quorum", "rabbit_quorum_queue")
+"""What a quorum queue calls its type, by version."""
 JOIN_TIMEOUT = 240
 RECONNECT_TIMEOUT = 180
 SETTLE_TIMEOUT = 60
@@ -401,12 +403,23 @@ def lacking(
     """
     found: dict[str, int] = {}
     for queue in queues:
-        if queue.get("type") not in ("quorum", "rabbit_quorum_queue"):
+        if queue.get("type") not in REPLICATED:
             continue
         for node in nodes:
             if node_name(node) not in (queue.get(key) or []):
                 found[node] = found.get(node, 0) + 1
     return found
+
+
+def holding(queues: Iterable[Mapping[str, Any]], node: str) -> list[str]:
+    """Return the replicated queues that count on a replica on a node, and on others. Pure."""
+    return sorted(
+        f"{queue['vhost']} {queue['name']}"
+        for queue in queues
+        if queue.get("type") in REPLICATED
+        and node_name(node) in (queue.get("members") or [])
+        and len(queue["members"]) > 1
+    )
 
 
 # -- steps -------------------------------------------------------------------------------------
@@ -575,10 +588,18 @@ def _reset(site: Site, want: Wanted, keeper: str, node: str, report: Callable[[s
 
 def _forget(site: Site, keeper: str, node: str) -> Step:
     def run(journal: Journal) -> str:
-        if node not in read_views(site, [keeper])[keeper].members:
-            return "no member any more"
-        _one(site, keeper, "forget_cluster_node", node_name(node), timeout=120, fine="not in the cluster")
-        return ""
+        before = node not in read_views(site, [keeper])[keeper].members
+        if not before:
+            _one(site, keeper, "forget_cluster_node", node_name(node), timeout=120, fine="not in the cluster")
+        # That takes its replicas out as well, but for those that a run that was killed left.
+        if holding(read_queues(site, keeper), node):
+            _one(site, keeper, "shrink", node_name(node), tool="rabbitmq-queues", timeout=300)
+        if left := holding(read_queues(site, keeper), node):
+            raise VerifyFailed(
+                "rabbitmq-replicas", f"it still counts as a replica of {', '.join(left[:5])}", where=node,
+                hint="a queue without a majority of its replicas: bring its other members back, or delete it",
+            )  # fmt: skip
+        return "no member any more" if before else ""
 
     return Step(
         f"forget-{node}",
