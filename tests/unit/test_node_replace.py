@@ -26,7 +26,7 @@ from cloudctl.node_replace.steps import Run, steps
 from cloudctl.operations.steps import Journal, describe, execute
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Interface, Node, Settings, Site
-from cloudctl.status.probes import PROBES
+from cloudctl.status.probes import known_clusters
 from cloudctl.status.summary import Expected, summarise
 
 LIBRARY = Path(__file__).resolve().parents[2] / "playbooks" / "library"
@@ -59,19 +59,19 @@ def world_of(site: Site, name: str) -> world.World:
 # -- definitions -------------------------------------------------------------------------------
 
 
-def test_every_cluster_with_a_probe_says_what_becomes_of_a_dead_member() -> None:
-    known = {member.probe: member for member in members(load_services())}
-    assert set(known) == {name for name in PROBES if not name.startswith("ceph")}
-    for name, member in known.items():
-        assert member.container == PROBES[name]["container"]
-        assert member.volume in {
+def test_every_cluster_says_what_becomes_of_a_dead_member() -> None:
+    known = {member.status: member for member in members(load_services())}
+    assert set(known) == {cluster.name for cluster in known_clusters() if cluster.command}
+    for member in known.values():
+        volumes = [
             volume.partition(":")[0]
             for service in load_services()
             for container in service.containers
             if container.name == member.container
             for volume in container.volumes
             if isinstance(volume, str)
-        }
+        ]
+        assert member.volume in volumes
 
 
 def test_commands_of_a_definition_name_the_node(site: Site) -> None:
@@ -92,17 +92,22 @@ def test_commands_of_a_definition_name_the_node(site: Site) -> None:
 @pytest.mark.parametrize(
     ("key", "entry"),
     [
-        ("members", {"title": "x", "probe": "p", "container": "nowhere"}),
-        ("members", {"title": "x", "container": "c"}),
-        ("members", {"title": "x", "probe": "p", "container": "c", "forget": ["a"]}),
-        ("members", {"title": "x", "probe": "p", "container": "c", "other": 1}),
+        ("members", {"status": "nowhere"}),
+        ("members", {"volume": "v"}),
+        ("members", {"status": "s", "forget": ["a"]}),
+        ("members", {"status": "s", "other": 1}),
         ("leftovers", {"title": "x", "container": "c", "list": ["a"], "keep": "b"}),
     ],
 )
 def test_a_malformed_definition_is_refused(tmp_path: Path, key: str, entry: dict[str, Any]) -> None:
     directory = tmp_path / "one"
     (directory / "templates").mkdir(parents=True)
-    definition = {"name": "one", "phase": "control", "containers": {"c": {"image": "i", "group": "control"}}}
+    definition = {
+        "name": "one",
+        "phase": "control",
+        "containers": {"c": {"image": "i", "group": "control"}},
+        "status": [{"name": "s", "kind": "galera", "container": "c"}],
+    }
     (directory / "service.yml").write_text(json.dumps(definition | {key: [entry]}))
     service = load_service(directory)
     with pytest.raises(ConfigError, match=key):
@@ -160,8 +165,10 @@ BUS = {"members": ["rabbit@a", "rabbit@b", "rabbit@c"], "running": ["rabbit@a", 
 RAFT = {"role": "follower", "status": "cluster member", "leader": True, "servers": 3, "address": ""}
 MONS = {"quorum": ["a", "c"], "mons": 3}
 NODES = ("a", "b", "c")
-WANTED = [Cluster("database", "db", NODES), Cluster("bus", "bus", NODES), Cluster("raft", "raft", NODES)]
-WANTED.append(Cluster("mons", "mons", NODES))
+WANTED = [
+    Cluster(name, title, NODES)
+    for name, title in (("db", "database"), ("bus", "bus"), ("raft", "raft"), ("mons", "mons"))
+]
 GOOD: dict[str, dict[str, dict[str, Any]]] = {
     "db": {"a": DATABASE, "c": DATABASE},
     "bus": {"a": BUS, "c": BUS},
@@ -191,7 +198,7 @@ def test_a_cluster_without_majority_is_named(probe: str, change: dict[str, Any])
     answers = {**GOOD, probe: {**GOOD[probe], "c": {**GOOD[probe]["c"], **change}}}
     with pytest.raises(CheckFailed) as caught:
         decide.check_quorum("b", WANTED, answers)
-    title = next(cluster.title for cluster in WANTED if cluster.probe == probe)
+    title = next(cluster.title for cluster in WANTED if cluster.name == probe)
     assert caught.value.ref == "no-quorum"
     assert caught.value.message.startswith(f"{title}: without b, 1 of 3")
     assert caught.value.where == "c"
@@ -233,7 +240,7 @@ def test_incomplete_clusters_are_named() -> None:
 
 
 def test_what_only_the_dead_machine_had_is_named() -> None:
-    bus = Member("bus", "the bus", "bus", "bus", volume="queues")
+    bus = Member("bus", "the bus", "bus", volume="queues")
     lost = decide.lost("ctl02", {"queues": ["bus"], "images": ["api", "b"]}, [bus], mon=True)
     assert lost["copied"] == [
         "volume queues: the bus, copied from the other members",
@@ -472,10 +479,10 @@ class Fake(world.World):
         return what
 
     def forget(self, member: Member) -> str:
-        return self._note(f"forget {member.probe}")
+        return self._note(f"forget {member.status}")
 
     def complete(self, member: Member) -> str:
-        return self._note(f"complete {member.probe}")
+        return self._note(f"complete {member.status}")
 
     def clear(self, entry: Any) -> str:
         return self._note("clear")
@@ -551,7 +558,7 @@ def test_a_service_that_is_off_has_no_cluster(site: Site) -> None:
             return False if path == "services.ovn.enabled" else super().get(path, default)
 
     own = world_of(replace(site, settings=Without(dict(site.settings))), "ctl02")
-    assert [cluster.probe for cluster in own.clusters] == ["galera", "rabbitmq", "ceph"]
+    assert [cluster.name for cluster in own.clusters] == ["galera", "rabbitmq", "ceph"]
     assert own.leftovers == []
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloudctl.ceph.desired import mon_nodes
+from cloudctl.engine.definitions import Cluster as Definition
 from cloudctl.errors import CheckFailed, CloudctlError, MultiError, UsageError
 from cloudctl.node_replace.members import Member
 from cloudctl.site.model import Node, Site
@@ -22,13 +23,13 @@ class Cluster:
     """A cluster as the replacement sees it.
 
     Attributes:
+        name: by which its members are asked (``cloudctl.status.probes``).
         title: what an operator calls it.
-        probe: by which its members are asked.
         nodes: of its members, the dead one too.
     """
 
+    name: str
     title: str
-    probe: str
     nodes: tuple[str, ...]
 
 
@@ -99,8 +100,10 @@ def check_machine(name: str, address: str, found: str, running: Sequence[str], o
         )  # fmt: skip
 
 
-def clusters(site: Site, found: Iterable[Member], containers: Mapping[str, Sequence[str]]) -> list[Cluster]:
-    """Return the clusters of the site, those of Ceph's monitors last.
+def clusters(
+    site: Site, found: Iterable[Definition], containers: Mapping[str, Sequence[str]]
+) -> list[Cluster]:
+    """Return the clusters of the site that can be asked, Ceph's monitors last.
 
     Args:
         site: the site.
@@ -109,14 +112,15 @@ def clusters(site: Site, found: Iterable[Member], containers: Mapping[str, Seque
     """
     result = [
         Cluster(
-            member.title,
-            member.probe,
-            tuple(node for node, names in containers.items() if member.container in names),
+            cluster.name,
+            cluster.title,
+            tuple(node for node, names in containers.items() if cluster.container in names),
         )
-        for member in found
+        for cluster in found
+        if cluster.command
     ]
     if site.group("storage"):
-        result.append(Cluster("Ceph's monitors", "ceph", tuple(node.name for node in mon_nodes(site))))
+        result.append(Cluster("ceph", "Ceph's monitors", tuple(node.name for node in mon_nodes(site))))
     return [cluster for cluster in result if cluster.nodes]
 
 
@@ -152,7 +156,7 @@ def check_quorum(
     Args:
         name: the node that is replaced.
         wanted: the clusters.
-        answers: by probe and node.
+        answers: by cluster and node.
 
     Returns:
         One line for each cluster.
@@ -164,7 +168,7 @@ def check_quorum(
     lines: list[str] = []
     for cluster in wanted:
         others = [node for node in cluster.nodes if node != name]
-        good = [node for node in others if node in working(answers.get(cluster.probe, {}))]
+        good = [node for node in others if node in working(answers.get(cluster.name, {}))]
         lines.append(f"{cluster.title}: {', '.join(good) or 'none'} of {len(cluster.nodes)}")
         if len(good) * 2 <= len(cluster.nodes):
             bad = [node for node in others if node not in good]
@@ -188,14 +192,14 @@ def check_gone(name: str, wanted: Sequence[Cluster], answers: Mapping[str, Mappi
     Args:
         name: the node that is replaced.
         wanted: the clusters.
-        answers: of the others, by probe and node.
+        answers: of the others, by cluster and node.
 
     Raises:
         CheckFailed: the others see its member.
     """
     seen = []
     for cluster in wanted:
-        others = [data for node, data in answers.get(cluster.probe, {}).items() if node != name]
+        others = [data for node, data in answers.get(cluster.name, {}).items() if node != name]
         names = {str(entry).rpartition("@")[2] for data in others for entry in data.get("running") or ()}
         names |= {str(entry) for data in others for entry in data.get("quorum") or ()}
         # A database's member counts the others, without names.
@@ -213,7 +217,7 @@ def incomplete(wanted: Sequence[Cluster], answers: Mapping[str, Mapping[str, Ans
     """Return the clusters that lack a member, one line each."""
     lines = []
     for cluster in wanted:
-        good = working(answers.get(cluster.probe, {}))
+        good = working(answers.get(cluster.name, {}))
         missing = [node for node in cluster.nodes if node not in good]
         if missing:
             count = len(cluster.nodes)

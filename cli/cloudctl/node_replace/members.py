@@ -14,33 +14,31 @@ from cloudctl.engine.definitions import Service
 from cloudctl.errors import ConfigError
 from cloudctl.site.model import Node
 
-_MEMBER_KEYS = {"title", "probe", "container", "volume", "user", "known", "forget", "complete"}
+_MEMBER_KEYS = {"status", "volume", "known", "forget", "complete"}
 _LEFTOVER_KEYS = {"title", "container", "user", "list", "keep", "remove"}
 
 
 @dataclass(frozen=True)
 class Member:
-    """One kind of cluster.
+    """A cluster's members: how one leaves that is dead, and what a new one needs.
 
     Attributes:
-        service: whose definition says it.
-        title: what an operator calls the cluster.
-        probe: its name among the probes (``cloudctl.status.probes``).
+        status: the cluster's name, as the definition's ``status`` has it.
+        title: what an operator calls it.
         container: a member.
-        volume: of a member's data, which a new one copies from the others.
         user: account of the commands in the container; empty: the image's.
+        volume: of a member's data, which a new one copies from the others.
         known: command that lists the members; empty where nothing has to be forgotten.
         text: what it prints of a member.
         forget: command with which the others forget a member.
         complete: commands that one of the others carries out when the new member is there.
     """
 
-    service: str
+    status: str
     title: str
-    probe: str
     container: str
-    volume: str = ""
     user: str = ""
+    volume: str = ""
     known: tuple[str, ...] = ()
     text: str = ""
     forget: tuple[str, ...] = ()
@@ -81,14 +79,16 @@ def members(services: Iterable[Service]) -> list[Member]:
         known = entry.get("known") or {}
         if bool(known) != bool(entry.get("forget")):
             raise _malformed(service, "members: known and forget belong together")
+        cluster = next((item for item in service.clusters if item.name == entry["status"]), None)
+        if cluster is None:
+            raise _malformed(service, f"members: status names no cluster {entry['status']!r}")
         found.append(
             Member(
-                service=service.name,
-                title=str(entry["title"]),
-                probe=str(entry["probe"]),
-                container=str(entry["container"]),
+                status=cluster.name,
+                title=cluster.title,
+                container=cluster.container,
+                user=cluster.user,
                 volume=str(entry.get("volume") or ""),
-                user=str(entry.get("user") or ""),
                 known=_words(known.get("command")),
                 text=str(known.get("text") or ""),
                 forget=_words(entry.get("forget")),
@@ -136,10 +136,10 @@ def _entries(
     for service in services:
         names = {container.name for container in service.containers}
         for entry in service.raw.get(key) or ():
-            needed = {"title", "container"} | ({"probe"} if "probe" in known else {"list", "keep", "remove"})
+            needed = {"status"} if "status" in known else {"title", "container", "list", "keep", "remove"}
             if not isinstance(entry, Mapping) or needed - set(entry) or set(entry) - known:
                 raise _malformed(service, f"{key}: {sorted(needed)} are needed, {sorted(known)} are known")
-            if entry["container"] not in names:
+            if "container" in entry and entry["container"] not in names:
                 raise _malformed(service, f"{key}: there is no container {entry['container']!r}")
             yield service, entry
 

@@ -51,7 +51,7 @@ def steps(world: World, run: Run) -> list[Step]:
         if member.forget:
             found.append(
                 Step(
-                    f"forget-{member.probe}", f"The others forget {name}: {member.title}",
+                    f"forget-{member.status}", f"The others forget {name}: {member.title}",
                     lambda journal, member=member: world.forget(member),  # type: ignore[misc]
                     [world.keeper(member.container)], [" ".join(fill(member.forget, world.node))],
                 )
@@ -100,7 +100,7 @@ def steps(world: World, run: Run) -> list[Step]:
         if member.complete:
             found.append(
                 Step(
-                    f"complete-{member.probe}", f"{member.title}: the new member gets its part",
+                    f"complete-{member.status}", f"{member.title}: the new member gets its part",
                     lambda journal, member=member: world.complete(member),  # type: ignore[misc]
                     [world.keeper(member.container)],
                     [" ".join(fill(command, world.node)) for command in member.complete],

@@ -10,6 +10,7 @@ from typing import Any
 
 from cloudctl.ceph import desired as ceph_desired
 from cloudctl.engine import workspace
+from cloudctl.engine.definitions import Cluster as Definition
 from cloudctl.engine.render import Renderer
 from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, MultiError, VerifyFailed
 from cloudctl.node_replace import ceph, decide
@@ -18,7 +19,7 @@ from cloudctl.operations import containers
 from cloudctl.operations.call import call
 from cloudctl.runner import Event, RunResult, run_playbook
 from cloudctl.site.model import Node, Site
-from cloudctl.status.probes import parse, probes
+from cloudctl.status.probes import clusters_of, parse, probes
 
 FORGET_TIMEOUT = 120
 CEPH_TIMEOUT = 300
@@ -39,7 +40,8 @@ class World:
         renderer: with the site's services.
         names: by node, the containers that should run.
         members, leftovers: of the definitions, as far as the node has the container.
-        clusters: see ``decide.clusters``.
+        clusters: those that the node is a member of.
+        definitions: how the clusters tell their state.
     """
 
     site: Site
@@ -50,6 +52,7 @@ class World:
     members: list[Member] = field(init=False)
     leftovers: list[Leftover] = field(init=False)
     clusters: list[decide.Cluster] = field(init=False)
+    definitions: tuple[Definition, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.names = {
@@ -60,7 +63,8 @@ class World:
         services = self.renderer.services
         self.members = [member for member in members(services) if member.container in own]
         self.leftovers = [entry for entry in leftovers(services) if entry.container in own]
-        every = decide.clusters(self.site, self.members, self.names)
+        self.definitions = clusters_of(services)
+        every = decide.clusters(self.site, self.definitions, self.names)
         self.clusters = [cluster for cluster in every if self.node.name in cluster.nodes]
 
     @property
@@ -75,7 +79,7 @@ class World:
     @property
     def mon(self) -> bool:
         """Whether the node carries a monitor of Ceph."""
-        return any(cluster.probe == "ceph" for cluster in self.clusters)
+        return any(cluster.name == "ceph" for cluster in self.clusters)
 
     def volumes(self) -> dict[str, list[str]]:
         """Return by named volume of the node the containers that use it."""
@@ -96,21 +100,21 @@ class World:
             nodes: which must all answer.
 
         Returns:
-            By probe and node, the parsed answer.
+            By cluster and node, the parsed answer.
 
         Raises:
             CloudctlError, MultiError: a node does not answer.
         """
-        known = probes(ceph_desired.mon_hosts(self.site) if self.mon else [])
-        asked = {cluster.probe: known[cluster.probe] for cluster in self.clusters}
+        known = probes(ceph_desired.mon_hosts(self.site) if self.mon else [], self.definitions)
+        asked = {cluster.name: known[cluster.name] for cluster in self.clusters}
         wanted = [node for node in nodes if any(node in cluster.nodes for cluster in self.clusters)]
         facts = call(self.site.path, "cloudctl_status", {node: {"probes": asked} for node in wanted})
         found: dict[str, dict[str, dict[str, Any]]] = {}
         for node, answer in facts.all_or_raise().items():
-            for probe, said in (answer["ansible_facts"]["cloudctl_status"].get("probes") or {}).items():
-                data, _why = parse(probe, said)
+            for name, said in (answer["ansible_facts"]["cloudctl_status"].get("probes") or {}).items():
+                data, _why = parse(name, said, self.definitions)
                 if data is not None:
-                    found.setdefault(probe, {})[node] = data
+                    found.setdefault(name, {})[node] = data
         return found
 
     def started(self, nodes: Sequence[str]) -> dict[str, dict[str, list[str]]]:
