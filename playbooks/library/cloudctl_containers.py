@@ -70,6 +70,23 @@ options:
     description: For V(exec), the account in the container.
     type: str
     default: ""
+  holder:
+    description:
+      - For V(restart) on the node that has O(addresses), the container that holds them. New connections to
+        O(ports) of them wait while those under way end, then the addresses go to another node, and the
+        containers restart without them.
+    type: str
+    default: ""
+  addresses:
+    description: For V(restart) with O(holder).
+    type: list
+    elements: str
+    default: []
+  ports:
+    description: For V(restart) with O(holder), those of requests that end soon.
+    type: list
+    elements: int
+    default: []
   targets:
     description: For V(reach), addresses with a port, C(10.0.0.1:80).
     type: list
@@ -433,6 +450,85 @@ def reason(name):
     return f"--- {name}\n{probe}\n{(out + error)[-1500:]}"
 
 
+# -- giving an address up -----------------------------------------------------------------------
+
+TABLE = "cloudctl_hand_over"
+HOLD = 15
+"""Seconds after which the kernel lets connections in again by itself, should this program be killed."""
+QUIET = 2.5
+"""Seconds that requests under way get: who connects meanwhile tries again after one and after three."""
+
+
+def busy(listed, ports):
+    """Count the connections whose peer waits for an answer, from the text of C(ss -Htin). Pure.
+
+    A request is under way as long as the last bytes came from the peer, or nothing was said yet.
+    """
+    found, local = 0, ""
+    for line in listed.splitlines():
+        if line and not line[0].isspace():
+            fields = line.split()
+            local = fields[2] if len(fields) > 3 else ""
+            continue
+        if local.rpartition(":")[2] not in ports:
+            continue
+        sent = re.search(r"\blastsnd:(\d+)", line)
+        received = re.search(r"\blastrcv:(\d+)", line)
+        since_sent, since_received = int(sent[1]) if sent else 0, int(received[1]) if received else 0
+        if since_received <= since_sent or since_sent < 50:
+            found += 1
+    return found
+
+
+def hold_connections(addresses, ports):
+    """Let new connections to addresses wait: their first packets are dropped, and their senders try again.
+
+    Args:
+        addresses: of this node.
+        ports: only these; empty: all.
+    """
+    which = f"tcp dport {{ {', '.join(map(str, ports))} }} " if ports else ""
+    rules = f"""table ip {TABLE} {{}}
+delete table ip {TABLE}
+table ip {TABLE} {{
+  set held {{ type ipv4_addr; flags timeout; elements = {{ {
+        ", ".join(f"{address} timeout {HOLD}s" for address in addresses)
+    } }} }}
+  chain arriving {{
+    type filter hook input priority -150;
+    iifname != "lo" ip daddr @held {which}tcp flags & (syn | ack) == syn drop
+  }}
+}}
+"""
+    # Without it, too, the addresses go to another node: some clients have to ask again then.
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(
+            ["nft", "-f", "-"], input=rules, capture_output=True, text=True, timeout=30, check=False
+        )
+
+
+def hand_over(groups, holder, addresses, ports):
+    """Stop containers on the node that has addresses, so that few notice; return stopped and absent ones."""
+    hold_connections(addresses, ports)
+    try:
+        begin = time.monotonic()
+        wanted = {str(port) for port in ports}
+        while time.monotonic() - begin < QUIET:
+            listed = "".join(run(["ss", "-Htin", "state", "established", "src", a], 10)[1] for a in addresses)
+            if not busy(listed, wanted):
+                break
+            time.sleep(0.05)
+        hold_connections(addresses, [])
+        # Before the addresses go: who is connected is told so, those on this node, too.
+        stopped, absent = stop(groups)
+        if not any(holder in group for group in groups):
+            more, gone = stop([[holder]])
+            stopped, absent = stopped + more, absent + gone
+    finally:
+        run(["nft", "delete", "table", "ip", TABLE], 30)
+    return stopped, absent
+
+
 # -- commands in containers --------------------------------------------------------------------
 
 
@@ -567,8 +663,14 @@ def act(params):
     elif action == "start":
         done, absent = start(params["groups"], params["timeout"])
     elif action == "restart":
-        before = set(stop(list(reversed(params["groups"])))[0])
-        done, absent = start(params["groups"], params["timeout"])
+        groups = list(params["groups"])
+        if params["holder"] and params["addresses"]:
+            before = set(hand_over(groups[::-1], params["holder"], params["addresses"], params["ports"])[0])
+            if not any(params["holder"] in group for group in groups):
+                groups += [[params["holder"]]] if params["holder"] in before else []
+        else:
+            before = set(stop(groups[::-1])[0])
+        done, absent = start(groups, params["timeout"])
         done = sorted(before | set(done))
     elif action == "reach":
         return {**answer, "changed": False, "unreached": reach(params["targets"])}
@@ -605,6 +707,9 @@ def main():
             "container": {"type": "str", "default": ""},
             "command": {"type": "list", "elements": "str", "default": []},
             "user": {"type": "str", "default": ""},
+            "holder": {"type": "str", "default": ""},
+            "addresses": {"type": "list", "elements": "str", "default": []},
+            "ports": {"type": "list", "elements": "int", "default": []},
             "targets": {"type": "list", "elements": "str", "default": []},
             "volume": {"type": "str", "default": ""},
             "path": {"type": "str", "default": ""},

@@ -50,7 +50,10 @@ NAMED_OUTSIDE = {
     "cli/cloudctl/commands/rabbitmq.py": ("rabbitmq", "the verb that mends the message bus"),
     "cli/cloudctl/node_replace/ceph.py": ("placement", "a word of cephadm's specifications"),
     "cli/cloudctl/operations/rabbitmq.py": ("rabbitmq", "the message bus's programs and ports"),
-    "cli/cloudctl/operations/clusters.py": ("ovn rabbitmq", "what stopping costs, by kind of cluster"),
+    "cli/cloudctl/operations/clusters.py": (
+        "haproxy keepalived ovn rabbitmq",
+        "what stopping costs, by kind of cluster; what moves the virtual addresses",
+    ),
     "cli/cloudctl/site/schema.yml": ("openvswitch", "a description: the kernel module of a datapath"),
     "cli/cloudctl/site/templates/overrides/README.md.j2": ("nova", "an example"),
     "cli/cloudctl/verify/tenant.py": ("nova placement", "words of the APIs: a service type, a log's name"),

@@ -252,6 +252,20 @@ def test_a_restart_takes_one_controller_at_a_time_and_the_address_last(order: li
     assert where(work)[3:] == [["compute01"], ["compute02"]]
 
 
+def test_the_holder_of_an_address_gives_it_up_before_its_load_balancer_restarts(order: list[Tier]) -> None:
+    work = make("restart", "haproxy", order, vip="ctl01")
+    first, second, last = (batch.hand_over for batch in work.batches)
+    assert not first and not second
+    assert (last["holder"], last["addresses"]) == ("keepalived", ["10.10.10.250"])
+    assert 5000 in last["ports"] and 3306 not in last["ports"], "what lasts long is not waited for"
+    assert "give up 10.10.10.250" in work.batches[-1].commands()
+    assert make("restart", "keepalived", order, vip="ctl01").batches[-1].hand_over
+    assert not make("restart", "keystone", order, vip="ctl01").batches[-1].hand_over
+    # Nobody could take it.
+    away = {node: ["keepalived"] for node in ("ctl02", "ctl03")}
+    assert not make("restart", "haproxy", order, vip="ctl01", away=away).batches[-1].hand_over
+
+
 def test_large_numbers_of_compute_nodes_restart_in_tenths() -> None:
     nodes = {f"compute{number:02}": ["nova_compute"] for number in range(25)}
     tier = Tier("compute-1", "compute", ("nova",), nodes)
@@ -562,6 +576,31 @@ def test_module_starts_and_waits(engine: Engine) -> None:
     engine.health["a"] = "starting"
     with pytest.raises(module.NodeError, match=r"not healthy after 0 s: a .starting."):
         module.start([["a"]], 0)
+
+
+def test_module_gives_addresses_up_between_requests(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    busy = iter([1, 1, 0])
+    monkeypatch.setattr(module, "run", lambda argv, timeout=60: (ran.append(argv[0]), (0, "", ""))[1])
+    monkeypatch.setattr(module, "hold_connections", lambda addresses, ports: ran.append(f"hold {ports}"))
+    monkeypatch.setattr(module, "busy", lambda listed, ports: next(busy))
+    assert module.hand_over([["b"]], "a", ["10.0.0.1"], [80]) == (["b", "a"], [])
+    assert ran == ["hold [80]", "ss", "ss", "ss", "hold []", "nft"]
+    assert engine.log == ["stop b", "stop a"], "the address goes last"
+    engine.log.clear()
+    busy = iter([0])
+    module.hand_over([["a"]], "a", ["10.0.0.1"], [])
+    assert engine.log == ["stop a"]
+
+
+def test_module_knows_requests_under_way() -> None:
+    line = "0      0      10.0.0.1:{port} 10.0.0.9:40000\n\t cubic {times} cwnd:10\n"
+    asked = line.format(port=443, times="lastsnd:900 lastrcv:20")
+    answered = line.format(port=443, times="lastsnd:300 lastrcv:320")
+    sending = line.format(port=443, times="lastrcv:20")
+    other = line.format(port=3306, times="lastsnd:900 lastrcv:20")
+    assert module.busy(asked + answered + sending + other, {"443"}) == 2
+    assert module.busy(answered + other, {"443"}) == 0
 
 
 def test_module_reads(engine: Engine) -> None:

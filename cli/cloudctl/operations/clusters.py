@@ -58,6 +58,8 @@ CLUSTERS = (
         "changes of the network do not reach the nodes; what is there goes on",
     ),
 )  # fmt: skip
+BALANCER, HOLDER = "haproxy", "keepalived"
+"""Containers: what listens on the virtual addresses, and what holds them on one node at a time."""
 BY_CONTAINER: dict[str, Cluster] = {cluster.container: cluster for cluster in CLUSTERS}
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cloudctl.engine.definitions import PHASES, Container, Service
@@ -219,10 +220,15 @@ def start(
 
 
 def _start(
-    site: Site | Path, containers: Mapping[str, Names], action: str, report: Report, timeout: int
+    site: Site | Path,
+    containers: Mapping[str, Names],
+    action: str,
+    report: Report,
+    timeout: int,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, list[str]]:
     calls = {
-        node: {"action": action, "groups": _groups(names), "timeout": timeout}
+        node: {"action": action, "groups": _groups(names), "timeout": timeout, **options}
         for node, names in containers.items()
         if names
     }
@@ -246,15 +252,21 @@ def restart(
     *,
     report: Report = lambda line: None,
     timeout: int = START_TIMEOUT,
+    hand_over: Mapping[str, Any] | None = None,
 ) -> dict[str, list[str]]:
     """Stop containers and start them again, on all given nodes at the same time; a stopped one is started.
 
     See ``start``; several lists of a node stop in the reverse order.
 
+    Args:
+        site, containers, report, timeout: see ``start``.
+        hand_over: virtual addresses that the nodes hold, and how they give them up first: ``holder``,
+            ``addresses``, ``ports`` (see the node-side module).
+
     Returns:
         By node, what was started.
     """
-    return _start(site, containers, "restart", report, timeout)
+    return _start(site, containers, "restart", report, timeout, hand_over or {})
 
 
 def poweroff(site: Site | Path, nodes: Iterable[str], *, report: Report = lambda line: None) -> None:

@@ -31,14 +31,22 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Batch:
-    """Containers on some nodes that are worked on at the same time: one step."""
+    """Containers on some nodes that are worked on at the same time: one step.
+
+    Attributes:
+        action: stop, start or restart.
+        containers: by node.
+        hand_over: the virtual addresses of the node, which another one gets first (``containers.restart``).
+    """
 
     action: str
     containers: dict[str, list[str]]
+    hand_over: dict[str, Any] = field(default_factory=dict)
 
     def commands(self) -> list[str]:
         """Return what is done in the words of the engine's command line."""
-        return [
+        first = [f"give up {', '.join(self.hand_over['addresses'])}"] if self.hand_over else []
+        return first + [
             f"docker {self.action} {' '.join(names)}"
             for names in sorted({tuple(n) for n in self.containers.values()})
         ]
@@ -143,9 +151,11 @@ def plan(
         for tier in chosen:
             work.batches += _start_batches(tier, facts, first)
     else:
+        vips = list(vips)
         holders = holders_of(vips, facts)
         for tier in chosen:
             work.batches += _restart_batches(tier, facts, set(controllers), holders)
+        work.batches = [_giving_up(batch, holders, vips, facts, services) for batch in work.batches]
         _gaps(work, facts, expected)
     return work
 
@@ -198,6 +208,28 @@ def _restart_batches(tier: Tier, facts: Facts, controllers: set[str], holders: s
     size = max(1, len(others) // 10)
     parts = [[node] for node in here] + [others[i : i + size] for i in range(0, len(others), size)]
     return [Batch(RESTART, {node: list(tier.containers[node]) for node in part}) for part in parts]
+
+
+def _giving_up(
+    batch: Batch, holders: set[str], vips: Iterable[str], facts: Facts, services: Sequence[Service]
+) -> Batch:
+    """Return the step of a node that holds the virtual addresses with how it gives them up to another."""
+    names = {name for held in batch.containers.values() for name in held}
+    if not holders & set(batch.containers) or not names & {clusters.BALANCER, clusters.HOLDER}:
+        return batch
+    able = clusters.members_up(clusters.BALANCER, facts) & clusters.members_up(clusters.HOLDER, facts)
+    if not able - set(batch.containers):
+        return batch
+    ports = {
+        int(front[key])
+        for service in services
+        for front in service.frontends
+        if front.get("mode", "http") == "http"
+        for key in ("port", "public_port")
+        if key in front
+    }
+    over = {"holder": clusters.HOLDER, "addresses": sorted(vips), "ports": sorted(ports)}
+    return Batch(batch.action, batch.containers, over)
 
 
 def _ordered(name: str) -> bool:
@@ -375,7 +407,9 @@ def run(
             done = containers.start(site, batch.containers, report=report, timeout=timeout)
         else:
             _may_restart(site, batch, expected)
-            done = containers.restart(site, batch.containers, report=report, timeout=timeout)
+            done = containers.restart(
+                site, batch.containers, report=report, timeout=timeout, hand_over=batch.hand_over
+            )
         changed(done, batch.action)
         if batch.action == STOP:
             continue
