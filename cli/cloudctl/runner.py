@@ -130,6 +130,7 @@ def environment(site: Path, private: Path) -> dict[str, str]:
         "ANSIBLE_CONFIG": str(root / "ansible.cfg"),
         "ANSIBLE_ROLES_PATH": str(root / "roles"),
         "ANSIBLE_LIBRARY": str(root / "playbooks" / "library"),
+        "ANSIBLE_MODULE_UTILS": str(root / "playbooks" / "module_utils"),
         "ANSIBLE_ACTION_PLUGINS": str(root / "playbooks" / "action_plugins"),
         "ANSIBLE_LOCAL_TEMP": str(private / "tmp"),
         "ANSIBLE_SSH_CONTROL_PATH_DIR": str(private / "cp"),

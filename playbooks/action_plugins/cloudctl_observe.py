@@ -10,7 +10,7 @@ from ansible.plugins.action import ActionBase
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "cli"))
 
-from cloudctl.engine import workspace
+from cloudctl.engine import netchange, workspace
 
 
 class ActionModule(ActionBase):
@@ -29,7 +29,7 @@ class ActionModule(ActionBase):
             task_vars=task_vars,
         )
         if "observed" not in answer:
-            return {**result, **work.public(answer), "failed": True}
+            return {**result, **work.public(netchange.with_error(node, answer)), "failed": True}
         observed = answer["observed"]
         devices = work.devices_wanted(node)
         if devices is not None:

@@ -24,6 +24,7 @@ import urllib.parse
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
+from ansible.module_utils import cloudctl_net as net
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
@@ -397,11 +398,13 @@ def check_sections(spec: dict, found: dict[str, dict]) -> list[dict]:
 def observe(spec: dict) -> dict:
     """Compare everything; change nothing."""
     found = read_containers() if engine_running() else {}
+    network = net.public(net.compare(spec["network"])) if "network" in spec else {}
     markers = read_json(f"{STATE}/jobs.json")
     return {
         "packages": compare_packages(spec["packages"]),
         "files": compare_files(spec["files"], spec["managed"]),
         "units": compare_units(spec["units"]),
+        "network": network,
         "containers": compare_containers(spec["containers"], found, read_json(f"{STATE}/reload.json")),
         "jobs": compare_jobs(spec["jobs"], markers),
         "markers": sorted(markers),
@@ -776,6 +779,8 @@ def main() -> None:
         module.exit_json(changed=bool(done), done=done)
     except NodeError as error:
         module.fail_json(msg=str(error), details=error.details)
+    except net.NetworkError as error:
+        module.fail_json(msg=str(error), network_error={"ref": error.ref, "hint": error.hint})
 
 
 if __name__ == "__main__":

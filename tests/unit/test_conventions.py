@@ -35,6 +35,7 @@ NAMED_OUTSIDE = {
         "haproxy keystone mariadb",
         "speaks the identity API; accounts of the database server itself are left alone",
     ),
+    "cli/cloudctl/engine/network.py": ("openvswitch", "the kernel's kind of a device"),
     "cli/cloudctl/engine/render.py": ("memcached", "`memcached_servers`, for all templates"),
     "cli/cloudctl/galera/recovery.py": (
         "mariadb",
@@ -57,6 +58,7 @@ NAMED_OUTSIDE = {
     "cli/cloudctl/site/schema.yml": ("openvswitch", "a description: the kernel module of a datapath"),
     "cli/cloudctl/site/templates/overrides/README.md.j2": ("nova", "an example"),
     "cli/cloudctl/verify/tenant.py": ("nova placement", "words of the APIs: a service type, a log's name"),
+    "playbooks/module_utils/cloudctl_net.py": ("openvswitch", "the kernel's kind of a device"),
     "playbooks/rabbitmq-reset.yml": ("rabbitmq", "runs the command of that name"),
     "playbooks/library/cloudctl_backup.py": ("mariadb", "programs inside the database's container"),
     "playbooks/library/cloudctl_galera.py": ("mariadb", "a file of the server's data directory"),

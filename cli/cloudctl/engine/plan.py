@@ -10,6 +10,9 @@ from cloudctl.engine.definitions import PHASES
 Spec = dict[str, Any]
 Observations = Mapping[str, Mapping[str, Any]]
 
+_KINDS = ("packages", "files", "units", "network", "containers", "jobs", "cluster")
+"""What a node's changes are counted as."""
+
 
 def due_jobs(specs: Mapping[str, Spec], observed: Observations) -> dict[str, list[Spec]]:
     """Return, by node, the one-shot jobs that have to run.
@@ -65,7 +68,7 @@ def build(
         leader: the node that works on it.
 
     Returns:
-        ``nodes`` (per node: packages, files, units, containers, jobs, cluster), ``ceph``, ``totals``,
+        ``nodes`` (by node: packages, files, units, network, containers, jobs, cluster), ``ceph``, ``totals``,
         ``changes`` (whether there is anything to do) and ``scope``: which node does what in which step.
     """
     jobs = due_jobs(specs, observed)
@@ -74,10 +77,12 @@ def build(
     for node, spec in specs.items():
         found = observed[node]
         cluster = due_sections(spec, found)
+        network = found.get("network") or {}
         changes = {
-            "packages": list(found["packages"]),
-            "files": list(found["files"]),
+            "packages": [*found["packages"], *network.get("packages", ())],
+            "files": [*found["files"], *network.get("files", ())],
             "units": list(found["units"]),
+            "network": network_changes(network),
             "containers": [_serving(change, spec) for change in found["containers"]],
             "jobs": jobs[node],
             "cluster": cluster,
@@ -97,10 +102,7 @@ def build(
         entry["todo"]["devices"] = paths
     totals = {
         "nodes": len(nodes),
-        **{
-            kind: sum(len(changes[kind]) for changes in nodes.values())
-            for kind in ("packages", "files", "units", "containers", "jobs", "cluster")
-        },
+        **{kind: sum(len(changes[kind]) for changes in nodes.values()) for kind in _KINDS},
         "ceph": len(ceph),
     }
     return {
@@ -128,8 +130,14 @@ def due_devices(ceph: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 def steps(changes: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the steps that one node takes part in: step to the names it works on (``all`` for files)."""
     todo: dict[str, list[str]] = {}
-    if changes["packages"] or changes["files"] or changes["units"]:
+    network = changes.get("network") or []
+    own = {name for change in network for name in change["packages"]}
+    others = [change for change in changes["files"] if change["area"] != "network"]
+    if set(changes["packages"]) - own or others or changes["units"]:
         todo["files"] = ["all"]
+    if network:
+        # What was never configured has nothing to lose: all such nodes at once, the others one by one.
+        todo["network" if network[0]["from"] else "network_first"] = ["all"]
     for change in changes["containers"]:
         phase = change["phase"] or PHASES[-1]
         step = "roll" if change["action"] in ("recreate", "reload") else "create"
@@ -141,6 +149,23 @@ def steps(changes: Mapping[str, Any]) -> dict[str, list[str]]:
         if change["section"] not in names:
             names.append(change["section"])
     return todo
+
+
+def network_changes(found: Mapping[str, Any]) -> list[Spec]:
+    """Return what happens to a node's network: nothing, or one entry (its files are among the files)."""
+    if not any(found.get(key) for key in ("packages", "files", "daemons", "renames")):
+        return []
+    return [{key: found[key] for key in ("backend", "from", "packages", "daemons", "renames")}]
+
+
+def _network_lines(changes: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for change in changes:
+        before, after = change["from"], change["backend"]
+        lines.append(f"  network: {after}" if before in (None, after) else f"  network: {before} -> {after}")
+        lines += [f"    {action} {unit}" for action, unit in change["daemons"]]
+        lines += [f"    rename port {old} to {new}" for old, new in change["renames"]]
+    return lines
 
 
 def select(
@@ -193,6 +218,7 @@ def select(
                 **changes,
                 "packages": [],
                 "units": [],
+                "network": [],
                 # The compose file describes the node's containers: without it none could be brought up.
                 "files": [
                     change for change in changes["files"]
@@ -213,10 +239,7 @@ def select(
             scope.append({"name": node, "todo": todo})
     if ceph:
         _add_ceph(scope, plan)
-    totals = {
-        kind: sum(len(changes[kind]) for changes in kept.values())
-        for kind in ("packages", "files", "units", "containers", "jobs", "cluster")
-    }
+    totals = {kind: sum(len(changes[kind]) for changes in kept.values()) for kind in _KINDS}
     return {
         **plan,
         "nodes": kept,
@@ -304,11 +327,15 @@ def describe(plan: Spec, *, diff: bool = True) -> list[str]:
         lines.append(f"{node}:")
         if changes["packages"]:
             lines.append(f"  install packages: {', '.join(changes['packages'])}")
-        created = [change["path"] for change in changes["files"] if change["action"] == "create"]
+        lines += _network_lines(changes.get("network") or [])
+        created = [
+            change["path"] for change in changes["files"]
+            if change["action"] == "create" and not change.get("diff")
+        ]  # fmt: skip
         if created:
             lines.append(f"  write {len(created)} new files: {_shorten(created)}")
         for change in changes["files"]:
-            if change["action"] != "create":
+            if change["action"] != "create" or change.get("diff"):
                 lines.append(f"  {change['action']} file {change['path']}")
                 if diff and change["area"] != "compose":  # its labels repeat what the containers' reasons say
                     lines += [f"      {line}" for line in change.get("diff", [])]
@@ -334,10 +361,11 @@ def summary(plan: Spec) -> str:
     if not plan["changes"]:
         return "nothing to change"
     names = {
-        "packages": "packages", "files": "files", "units": "units", "containers": "containers",
+        "packages": "packages", "files": "files", "units": "units", "network": "networks",
+        "containers": "containers",
         "jobs": "jobs", "cluster": "cluster entries", "ceph": "Ceph changes",
     }  # fmt: skip
-    parts = [f"{plan['totals'][key]} {label}" for key, label in names.items() if plan["totals"][key]]
+    parts = [f"{plan['totals'][key]} {label}" for key, label in names.items() if plan["totals"].get(key)]
     return f"{plan['totals']['nodes']} nodes: {', '.join(parts)}"
 
 

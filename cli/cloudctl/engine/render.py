@@ -17,7 +17,7 @@ from cloudctl.ceph import desired as ceph_desired
 from cloudctl.cluster import desired as cluster_desired
 from cloudctl.engine.definitions import PHASES, SERVED, ConfigFile, Container, Job, Service, load_services
 from cloudctl.engine.merge import merge
-from cloudctl.engine.network import BACKENDS
+from cloudctl.engine.network import network_spec
 from cloudctl.errors import ConfigError
 from cloudctl.paths import data_root
 from cloudctl.site.model import Node, Site
@@ -466,6 +466,7 @@ class Renderer:
             "groups": list(node.groups),
             **base,
             "files": base["files"] + files,
+            "network": network_spec(self.site, node),
             "managed": [CONFIG_ROOT],
             "containers": containers,
             "images": _unique(state["parts"]["image"] for state in containers.values()),
@@ -474,7 +475,7 @@ class Renderer:
         }
 
     def _base(self, node: Node) -> Spec:
-        """Base settings, network and container engine of one node, from ``roles/node/node.yml``."""
+        """Base settings and container engine of one node, from ``roles/node/node.yml``."""
         data = _node_definition()
         files = []
         for entry in data["files"]:
@@ -488,9 +489,6 @@ class Renderer:
                     "apply": entry.get("apply", []),
                 }
             )
-        backend = BACKENDS[self.site.get("network.backend", "systemd-networkd")]
-        for path, content in backend(self.site, node).items():
-            files.append({**_file(path, content, "network"), "mode": "0644", "apply": ["networkd"]})
         packages = [
             name for entry in data["packages"] if self._wanted_on(entry, node) for name in entry["names"]
         ] + [name for s in self.services if _runs_on(s, node) for name in s.raw.get("packages") or ()]

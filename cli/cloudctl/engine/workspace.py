@@ -23,6 +23,7 @@ from cloudctl.engine import plan as planning
 from cloudctl.engine.render import render_site
 from cloudctl.errors import ConfigError, Unreachable
 from cloudctl.site.load import load_site
+from cloudctl.site.model import Site
 
 Spec = dict[str, Any]
 
@@ -240,9 +241,20 @@ def render(site_path: Path) -> Spec:
         leader = state["ceph"]["desired"]["mons"][0]["name"]
         _write(path / "ceph.json", json.dumps(state["ceph"]))
     _write(path / "mask.json", json.dumps([value for value in site.secrets.values() if len(value) >= 6]))
-    index = {"nodes": list(state["nodes"]), "ceph_leader": leader, "needs": state["needs"]}
+    index = {
+        "nodes": list(state["nodes"]),
+        "ceph_leader": leader,
+        "needs": state["needs"],
+        "peers": _peers(site),
+    }
     _write(path / "index.json", json.dumps(index))
     return index
+
+
+def _peers(site: Site) -> dict[str, list[str]]:
+    """Return whom a node must reach after a change of its network: the deploy node is asked from itself."""
+    others = [node.address for node in site.nodes.values() if not {"deploy", "newnodes"} & set(node.groups)]
+    return {node.name: others[:5] for node in site.group("deploy") if others}
 
 
 def remove(site_path: Path) -> None:
