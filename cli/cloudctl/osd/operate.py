@@ -1,0 +1,590 @@
+"""``osd add``, ``replace`` and ``remove`` as numbered steps that go on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cloudctl.ceph.desired import osds_of
+from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, UsageError
+from cloudctl.node.inventory import read_text, write_text
+from cloudctl.operations.steps import Journal, Step
+from cloudctl.osd import act, names, remote, throttle, wait
+from cloudctl.osd.cluster import Cluster, Osd
+from cloudctl.osd.forecast import Forecast, forecast, lost
+from cloudctl.osd.remote import Report, ask, mon, read
+from cloudctl.site.edit_inventory import set_variables
+from cloudctl.site.load import load_site
+from cloudctl.site.model import Site
+
+STABLE = ("/dev/disk/by-id/", "/dev/disk/by-path/", "/dev/disk/by-partuuid/")
+"""Where devices have names that no reboot gives to another one."""
+
+
+@dataclass
+class Plan:
+    """What an operation would do.
+
+    Attributes:
+        steps: in order.
+        lines: what an operator reads before being asked.
+        journal: of the operation.
+        done: what was changed (filled while the steps run).
+        nothing: there is nothing to do.
+    """
+
+    journal: Journal
+    steps: list[Step] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    done: list[dict[str, Any]] = field(default_factory=list)
+    nothing: bool = False
+
+
+def write_lines(site: Site, node: str, osds: Sequence[Mapping[str, Any]]) -> str:
+    """Let the inventory name a node's OSDs; return what was done, in words."""
+    changes = names.variables(load_site(site.path).nodes[node], osds)
+    if not changes:
+        return "the inventory says so already"
+    write_text(site.path, set_variables(read_text(site.path), node, changes))
+    return f"{node}: {', '.join(f'{key}: [{shown(value)}]' for key, value in changes.items())}"
+
+
+def shown(value: object) -> str:
+    """Return a variable's value as an operator writes it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def settle(site: Site, report: Report) -> str:
+    """Wait until all data is where it should be; return the cluster's health."""
+    wait.until(site, wait.for_data, report=report, timeout=site.get("ceph.backfill.timeout"))
+    return "all PGs active+clean"
+
+
+def _begin(journal: Journal, request: Mapping[str, Any], again: str) -> None:
+    """Begin, or go on with the same request.
+
+    Raises:
+        UsageError: another one of this kind is not finished.
+    """
+    if journal.open and journal.facts.get("request") not in (None, dict(request)):
+        raise UsageError(
+            "osd-unfinished", f"an earlier run is not finished: {journal.facts.get('command', '')}",
+            hint=f"run it again first: it goes on where it stopped, then: {again}",
+        )  # fmt: skip
+    if not journal.open:
+        journal.begin()
+    journal.keep(request=dict(request), command=again)
+
+
+def _state(journal: Journal, key: str) -> str | None:
+    """Return where a step of an unfinished operation stands."""
+    return journal.state(key) if journal.open else None
+
+
+# -- add ---------------------------------------------------------------------------------------
+
+
+def plan_add(
+    site: Site,
+    name: str,
+    devices: Sequence[str],
+    report: Report,
+    *,
+    journal_device: str | None = None,
+    device_class: str | None = None,
+) -> Plan:
+    """Return how devices of a node become OSDs. Reads the cluster and the node; changes nothing.
+
+    Args:
+        devices: without any, those that the inventory names and that have no OSD yet.
+
+    Raises:
+        UsageError, ConfigError, CheckFailed, MultiError: why it can't be done.
+    """
+    node = names.storage_node(site, name)
+    for path in [*devices, *([journal_device] if journal_device else [])]:
+        if not path.startswith("/dev/"):
+            raise UsageError(
+                "osd-device-path", f"{path!r} is no path of a device", hint="for example /dev/disk/by-id/…"
+            )
+    osds, new = names.with_new(node, devices, journal_device, device_class)
+    report("reading the cluster")
+    cluster = read(site)
+    if name not in cluster.hosts:
+        raise CheckFailed(
+            "osd-node-absent", f"{name} is not part of the storage cluster", where=name,
+            hint=f"cloudctl node add {name}, or cloudctl deploy",
+        )  # fmt: skip
+    known = {osd.uuid: osd for osd in cluster.osds.values()}
+    report(f"looking at the devices of {name}")
+    checks = remote.look(site, {name: osds}, known=known)
+    wanted = list(devices) or [osd["data"] for osd in osds]
+    names.refuse_foreign(name, checks, cluster, new)
+    relevant = {*wanted, *(osd["journal"] for osd in osds if osd["data"] in wanted)}
+    remote.refuse_devices({name: [item for item in checks[name] if item["path"] in relevant]})
+    running = {item["path"] for item in checks[name] if item["role"] == "data" and item["osd_uuid"] in known}
+    todo = [osd for osd in osds if osd["data"] in wanted and osd["data"] not in running]
+    journal = Journal(site.path, "osd-add")
+    plan = Plan(journal)
+    unfinished = Journal(site.path, throttle.NAME).open
+    changes = names.variables(node, osds)
+    plan.nothing = not todo and not changes and not unfinished and not wait.for_data(cluster).words
+    sizes = {item["path"]: item["size"] for item in checks[name]}
+    for osd in todo:
+        size = f" ({sizes.get(osd['data'], 0) / 2**30:.0f} GiB)"
+        on = f", journal on {osd['journal']}" if osd["journal"] else ""
+        kind = f", class {osd['device_class']}" if osd["device_class"] else ""
+        plan.lines.append(f"{name}: {osd['data']}{size} becomes an OSD{on}{kind}")
+    plan.lines += [f"inventory, {name}: {key}: {shown(value)}" for key, value in changes.items()]
+    if plan.nothing:
+        return plan
+
+    def make(_journal: Journal) -> str:
+        before = set(read(site).osds)
+        fresh = load_site(site.path)
+        made = remote.create(fresh, {name: osds_of(fresh.nodes[name])}, report=report)
+        plan.done.extend({"node": name, **change} for change in made)
+        after = read(site)
+        return ", ".join(f"osd.{number}" for number in sorted(set(after.osds) - before)) or "they run already"
+
+    def note(_journal: Journal) -> str:
+        said = write_lines(site, name, osds)
+        if changes:
+            plan.done.append({"node": name, "kind": "inventory", "name": name, "action": "update"})
+        return said
+
+    plan.steps = [
+        Step("inventory", "name the devices in the inventory", note, nodes=["deploy"], every_time=True),
+        Step("throttle", "let clients come first", lambda _j: _hold(site, report), every_time=True),
+        Step(
+            "create", "make the OSDs", make, nodes=[name], every_time=True,
+            commands=[_prepare(osd["data"], osd["journal"]) for osd in todo],
+        ),
+        *_last_steps(site, report),
+    ]  # fmt: skip
+    return plan
+
+
+def _prepare(device: str, journal: str | None) -> str:
+    """Return the command that makes an OSD, for a dry run."""
+    return f"ceph-volume raw prepare --bluestore --data {device}" + (
+        f" --block.db {journal} (or a part)" if journal else ""
+    )
+
+
+def _last_steps(site: Site, report: Report) -> list[Step]:
+    """Return how every operation ends."""
+    return [
+        Step(
+            "settle", "wait until data is where it belongs", lambda _: settle(site, report), every_time=True
+        ),
+        Step("restore", "restore the options", lambda _: _release(site, report), every_time=True),
+    ]
+
+
+def _hold(site: Site, report: Report) -> str:
+    throttle.hold(site, report)
+    return ""
+
+
+def _release(site: Site, report: Report) -> str:
+    throttle.release(site, report)
+    return ""
+
+
+# -- remove ------------------------------------------------------------------------------------
+
+
+def plan_remove(site: Site, ids: Sequence[int], report: Report, *, zap: str | None = None) -> Plan:
+    """Return how OSDs are emptied and removed. Reads the cluster and the nodes; changes nothing.
+
+    Args:
+        zap: a lasting name of the device to erase afterwards; it must be one of these OSDs'.
+
+    Raises:
+        UsageError, CheckFailed, MultiError: why it can't be done.
+    """
+    if not ids:
+        raise UsageError("osd-missing", "which OSDs are to be removed?", hint="cloudctl osd remove 3 7")
+    if zap and not zap.startswith(STABLE):
+        raise UsageError(
+            "osd-zap-name", f"{zap} may be another disk after the next boot", where="--zap",
+            hint="name it by /dev/disk/by-id/… (ls -l /dev/disk/by-id, on its node)",
+        )  # fmt: skip
+    journal = Journal(site.path, "osd-remove")
+    numbers = sorted(set(ids))
+    request: dict[str, Any] = {"ids": numbers, "zap": zap}
+    plan = Plan(journal)
+    if journal.open and journal.facts.get("request") != request:
+        _begin(journal, request, "")
+    report("reading the cluster")
+    cluster = read(site)
+    facts: list[dict[str, Any]] = journal.facts.get("osds", []) if journal.open else []
+    if not facts:
+        facts = _identify(site, cluster, names.pick(cluster, ids), report)
+    here = [number for number in numbers if number in cluster.osds]
+    ahead = forecast(cluster, here)
+    if here and _state(journal, "drain") != "done":
+        act.refuse(ahead)
+    for host in {fact["host"] for fact in facts}:
+        node = site.nodes.get(host)
+        if node is not None:
+            names.without(node, [fact["path"] for fact in facts if fact["host"] == host])
+    if zap and _state(journal, "erase") != "done":
+        owner = _owner(site, zap, facts, report)
+        for fact in facts:
+            fact["zap"] = fact["uuid"] == owner
+    plan.lines = [
+        f"osd.{fact['id']} of {fact['host']}" + (f" ({fact['path']})" if fact["path"] else "") + " goes"
+        for fact in facts
+    ]
+    plan.lines += _outlook(ahead)
+    if zap:
+        plan.lines.append(f"{zap} is erased")
+    lost_line = [f"osd.{fact['id']}" for fact in facts if not fact["path"]]
+    if lost_line:
+        plan.lines.append(f"not in the inventory: {', '.join(lost_line)}")
+    hosts = list(dict.fromkeys(fact["host"] for fact in facts))
+
+    def remember(_journal: Journal) -> str:
+        text = f"cloudctl osd remove {' '.join(map(str, numbers))}" + (f" --zap {zap}" if zap else "")
+        _begin(journal, request, text)
+        weights = {str(fact["id"]): fact["weight"] for fact in facts}
+        journal.keep(osds=facts)
+        throttle.hold(site, report)
+        return "weights: " + ", ".join(f"osd.{number} {weight:g}" for number, weight in weights.items())
+
+    def empty(_journal: Journal) -> str:
+        act.drain(site, numbers, report)
+        return "empty, and complete elsewhere"
+
+    def purge(_journal: Journal) -> str:
+        gone = act.remove(site, numbers, report)
+        plan.done.extend({"kind": "osd", "name": f"osd.{number}", "action": "remove"} for number in gone)
+        return ", ".join(f"osd.{number}" for number in gone) or "gone already"
+
+    def wipe(_journal: Journal) -> str:
+        erased = []
+        for fact in facts:
+            if fact.get("zap"):
+                journals = [fact["journal"]] if fact["journal"] else []
+                erased += remote.erase(site, fact["host"], [str(zap)], journals, [fact["uuid"]])
+        plan.done.extend({"kind": "device", "name": path, "action": "erase"} for path in erased)
+        return ", ".join(erased) or "erased already"
+
+    def forget(_journal: Journal) -> str:
+        said = []
+        for host in hosts:
+            node = load_site(site.path).nodes.get(host)
+            paths = [fact["path"] for fact in facts if fact["host"] == host and fact["path"]]
+            if node is not None and paths:
+                said.append(write_lines(site, host, names.without(node, paths)))
+                plan.done.append({"node": host, "kind": "inventory", "name": host, "action": "update"})
+        return "; ".join(said)
+
+    plan.steps = [
+        Step("remember", "write down what there is, let clients come first", remember, every_time=True),
+        Step(
+            "drain", "empty the OSDs", empty,
+            commands=[f"ceph osd crush reweight osd.{number} 0" for number in here],
+        ),
+        Step(
+            "purge", "remove them from the cluster", purge, nodes=hosts,
+            commands=[f"ceph osd purge {number}" for number in here],
+        ),
+        *([Step("erase", "erase the device", wipe, nodes=hosts, commands=[f"wipe {zap}"])] if zap else []),
+        Step("inventory", "take the devices out of the inventory", forget, nodes=["deploy"]),
+        *_last_steps(site, report),
+    ]  # fmt: skip
+    return plan
+
+
+def _outlook(ahead: Forecast) -> list[str]:
+    moved = ahead.moved_kb / 2**20
+    fullest = max(ahead.full, key=lambda number: ahead.full[number], default=None)
+    lines = [f"about {moved:.1f} GiB move to other OSDs"]
+    if fullest is not None:
+        lines.append(
+            f"fullest afterwards: osd.{fullest}, {ahead.full[fullest]:.0%} (now {ahead.before[fullest]:.0%})"
+        )
+    return lines
+
+
+def _identify(site: Site, cluster: Cluster, osds: Collection[Osd], report: Report) -> list[dict[str, Any]]:
+    """Return for each OSD where it is, and which lines of the inventory are its."""
+    hosts = {osd.host for osd in osds if osd.host in site.nodes}
+    checks: remote.Checks = {}
+    for host in sorted(hosts):
+        report(f"looking at the devices of {host}")
+        try:
+            checks |= remote.look(site, {host: osds_of(site.nodes[host])})
+        except CloudctlError as error:
+            report(f"{host}: {error.message}")
+    found = []
+    for osd in osds:
+        node = site.nodes.get(osd.host)
+        path = names.line_of(osd, cluster, node, checks.get(osd.host, ()))
+        journals = {entry["data"]: entry["journal"] for entry in osds_of(node)} if node else {}
+        found.append(
+            {
+                "id": osd.id, "host": osd.host, "uuid": osd.uuid, "path": path,
+                "journal": journals.get(path) or "", "weight": osd.weight, "kb": osd.kb,
+                "class": osd.device_class,
+            }
+        )  # fmt: skip
+    return found
+
+
+def _owner(site: Site, zap: str, facts: Sequence[Mapping[str, Any]], report: Report) -> str:
+    """Return the uuid of the OSD that is on a device that is to be erased.
+
+    Raises:
+        CheckFailed: it is none of those that go.
+    """
+    uuids = {fact["uuid"]: fact for fact in facts}
+    seen = []
+    for host in dict.fromkeys(fact["host"] for fact in facts):
+        report(f"looking at {zap} of {host}")
+        item = {"host": host, "data": zap, "journal": None, "slot": 1, "device_class": ""}
+        found = remote.look(site, {host: [item]}, known=uuids)[host][0]
+        if found["osd_uuid"] in uuids and uuids[found["osd_uuid"]]["host"] == host:
+            return str(found["osd_uuid"])
+        seen.append(f"{host}: {found['reason'] or 'it is empty'}")
+    ids = ", ".join(f"osd.{fact['id']}" for fact in facts)
+    raise CheckFailed(
+        "osd-zap-other", f"{zap} is not the device of {ids}: {'; '.join(seen)}", where="--zap",
+        hint="nothing was changed; ls -l /dev/disk/by-id on the node tells its devices",
+    )  # fmt: skip
+
+
+# -- replace -----------------------------------------------------------------------------------
+
+
+def plan_replace(
+    site: Site, number: int, device: str | None, report: Report, *, degraded: bool = False
+) -> Plan:
+    """Return how an OSD is made anew on another device, with its id, place and journal.
+
+    Args:
+        device: the new one; None: the one in the same place, under the name that the inventory has.
+        degraded: do not empty an OSD that still runs; its data has a copy less until the new one has it.
+
+    Raises:
+        UsageError, CheckFailed, MultiError: why it can't be done.
+    """
+    if device is not None and not device.startswith("/dev/"):
+        raise UsageError("osd-device-path", f"{device!r} is no path of a device")
+    journal = Journal(site.path, "osd-replace")
+    request = {"id": number, "device": device}
+    plan = Plan(journal)
+    if journal.open and journal.facts.get("request") != request:
+        _begin(journal, request, "")
+    report("reading the cluster")
+    cluster = read(site)
+    fact: dict[str, Any] = journal.facts.get("osd", {}) if journal.open else {}
+    if not fact:
+        (osd,) = names.pick(cluster, [number])
+        (fact,) = _identify(site, cluster, [osd], report)
+        if osd.host not in site.nodes:
+            raise CheckFailed(
+                "osd-node-absent", f"osd.{number} is on no node of the inventory", where=osd.host
+            )
+    host, old = str(fact["host"]), str(fact["path"])
+    node = names.storage_node(site, host)
+    new = device or old
+    if not old and device not in [entry["data"] for entry in osds_of(node)]:
+        raise CheckFailed(
+            "osd-line-unknown", f"which device of {host} in the inventory was osd.{number} can't be told",
+            where=names.FILE, hint="write the new device into devices in its place, then name it",
+        )  # fmt: skip
+    here = cluster.osds.get(number)
+    running = here is not None and here.up and here.uuid == fact["uuid"]
+    begun = _state(journal, "forget") is not None
+    if not begun:
+        _refuse_replace(cluster, number, running, degraded)
+        _refuse_new(site, cluster, node.name, new, fact, report)
+    empty_first = running and not degraded and not begun
+    plan.lines = [f"osd.{number} of {host}: {new} takes the place of {old or 'its device'}"]
+    if fact["journal"]:
+        plan.lines.append(f"its journal on {fact['journal']} is used again")
+    if empty_first:
+        plan.lines += [f"osd.{number} runs: it is emptied first", *_outlook(forecast(cluster, [number]))]
+    elif running:
+        plan.lines.append("it is not emptied first: until the new one has its data, that has a copy less")
+
+    def remember(_journal: Journal) -> str:
+        _begin(journal, request, f"cloudctl osd replace {number}" + (f" {device}" if device else ""))
+        journal.keep(osd=fact)
+        throttle.hold(site, report)
+        return f"osd.{number}, weight {fact['weight']:g}, class {fact['class']}"
+
+    def empty(_journal: Journal) -> str:
+        act.drain(site, [number], report)
+        act.refuse_unsafe(site, [number])
+        return "empty, and complete elsewhere"
+
+    def forget(_journal: Journal) -> str:
+        now = read(site).osds.get(number)
+        if now is None or now.uuid != fact["uuid"]:
+            return "gone already"
+        act.stop(site, [number], report)
+        # Not `purge`: the place in the map, with its weight and class, is the new one's.
+        steps = [mon("auth rm", entity=f"osd.{number}"), mon("osd rm", ids=[str(number)])]
+        ask(site, steps, f"taking osd.{number} out", changing=True)
+        plan.done.append({"kind": "osd", "name": f"osd.{number}", "action": "remove"})
+        return ""
+
+    def reuse(_journal: Journal) -> str:
+        if not fact["journal"]:
+            return "it has none"
+        erased = remote.erase(site, host, [], [fact["journal"]], [fact["uuid"]])
+        return ", ".join(erased) or "free already"
+
+    def note(_journal: Journal) -> str:
+        if not old or new == old:
+            return "the name stays"
+        plan.done.append({"node": host, "kind": "inventory", "name": host, "action": "update"})
+        return write_lines(site, host, names.exchanged(load_site(site.path).nodes[host], old, new))
+
+    def make(_journal: Journal) -> str:
+        _make_same(site, number, fact, journal, report)
+        plan.done.append({"node": host, "kind": "osd", "name": f"osd.{number}", "action": "create"})
+        return f"osd.{number} runs on {new}"
+
+    plan.steps = [
+        Step("remember", "write down what there is, let clients come first", remember, every_time=True),
+        *([Step("drain", "empty the OSD", empty, commands=[f"ceph osd crush reweight osd.{number} 0"])]
+          if empty_first or _state(journal, "drain") is not None else []),
+        Step("forget", "take the old one out, its place stays", forget, nodes=[host],
+             commands=[f"ceph osd rm {number}"]),
+        Step("journal", "make its journal free", reuse, nodes=[host]),
+        Step("inventory", "name the new device in the inventory", note, nodes=["deploy"]),
+        Step("create", "make the OSD with the same id", make, nodes=[host],
+             commands=[_prepare(new, fact["journal"])]),
+        *_last_steps(site, report),
+    ]  # fmt: skip
+    return plan
+
+
+def _refuse_replace(cluster: Cluster, number: int, running: bool, degraded: bool) -> None:
+    """Refuse what would lose data.
+
+    Raises:
+        CheckFailed, MultiError: it would.
+    """
+    if not running:
+        act.refuse(Forecast(problems=lost(cluster)))
+        return
+    if not degraded:
+        ahead = forecast(cluster, [number])
+        if ahead.problems:
+            raise CheckFailed(
+                "osd-not-emptied", f"osd.{number} runs and can't be emptied first: {ahead.problems[0][1]}",
+                where="ceph", hint="--degraded replaces it without: its data has a copy less for a while",
+            )  # fmt: skip
+        return
+    single = [pool.name for pool in cluster.pools if pool.size < 2]
+    if cluster.unclean or single:
+        why = (
+            f"pools with a single copy: {', '.join(single)}"
+            if single
+            else f"{cluster.unclean} PGs are not clean"
+        )
+        raise CheckFailed(
+            "osd-data-loss", f"osd.{number} may hold the last copy of something: {why}", where="ceph",
+            hint="wait until all data has its copies (cloudctl status), then run the same again",
+        )  # fmt: skip
+
+
+def _refuse_new(
+    site: Site, cluster: Cluster, host: str, new: str, fact: Mapping[str, Any], report: Report
+) -> None:
+    """Refuse a new device that is not empty, or not there.
+
+    Raises:
+        CheckFailed, UsageError: it may not be used.
+    """
+    own = osds_of(site.nodes[host])
+    if new != fact["path"] and new in [entry["data"] for entry in own] and fact["path"]:
+        raise UsageError("osd-device-twice", f"{new} is another OSD's device", where=names.FILE)
+    if new in [entry["journal"] for entry in own]:
+        raise UsageError("osd-device-twice", f"{new} is a journal device of {host}", where=names.FILE)
+    known = {osd.uuid: osd for osd in cluster.osds.values()}
+    report(f"looking at {new} of {host}")
+    item = {"host": host, "data": new, "journal": None, "slot": 1, "device_class": ""}
+    (found,) = remote.look(site, {host: [item]}, known=known)[host]
+    if found["osd_uuid"] and found["osd_uuid"] == fact["uuid"]:
+        raise CheckFailed(
+            "osd-device-same", f"{new} still holds osd.{fact['id']}", where=host,
+            hint="put the new disk in its place, or name the new one: cloudctl osd replace ID DEVICE",
+        )  # fmt: skip
+    names.refuse_foreign(host, {host: [found]}, cluster, [new])
+    remote.refuse_devices({host: [found]})
+
+
+def _make_same(site: Site, number: int, fact: Mapping[str, Any], journal: Journal, report: Report) -> None:
+    """Make an OSD that gets a certain id: the lowest free one, so all lower ones are taken meanwhile.
+
+    The orchestrator can't ask for an id on raw devices.
+    """
+    fresh = load_site(site.path)
+    host = str(fact["host"])
+    cluster = read(site)
+    mine = cluster.osds.get(number)
+    if mine is None or not mine.up:
+        if mine is None:
+            lower = [n for n in range(number) if n not in cluster.osds]
+            ids = [str(uuid.uuid4()) for _ in lower]
+            journal.keep(placeholders=[*journal.facts.get("placeholders", []), *ids])
+            if ids:
+                ask(site, [mon("osd new", uuid=one) for one in ids], "keeping lower ids", changing=True)
+        remote.create(fresh, {host: osds_of(fresh.nodes[host])}, report=report)
+    held = set(journal.facts.get("placeholders") or ())
+    cluster = read(site)
+    fill = [osd.id for osd in cluster.osds.values() if osd.uuid in held and not osd.up]
+    if fill:
+        steps = [mon("osd purge-new", id=one, yes_i_really_mean_it=True) for one in fill]
+        ask(site, steps, "giving lower ids back", changing=True)
+    made = cluster.osds.get(number)
+    if made is None or made.uuid == fact["uuid"] or made.host != host:
+        raise ApplyFailed("osd-other-id", f"the new OSD did not get the id {number}", where=host,
+                          hint="see `ceph osd tree`; then run the same again")  # fmt: skip
+    _place(site, made, fact)
+
+
+def _place(site: Site, made: Osd, fact: Mapping[str, Any]) -> None:
+    """Give the new OSD its class, and the weight of its size, unless the old one had been given another."""
+    steps = []
+    size, before = made.kb / 2**30, float(fact["kb"]) / 2**30
+    own = float(fact["weight"])
+    weight = size if not own or not before or abs(own - before) <= 0.02 * before else own
+    if abs(made.weight - weight) > 0.02 * weight:
+        steps.append(mon("osd crush reweight", name=made.name, weight=round(weight, 5)))
+    if fact["class"] and made.device_class != fact["class"]:
+        steps += [
+            mon("osd crush rm-device-class", ids=[made.name]),
+            mon("osd crush set-device-class", **{"class": fact["class"], "ids": [made.name]}),
+        ]
+    if steps:
+        ask(site, steps, f"placing {made.name}", changing=True)
+
+
+def finish(plan: Plan) -> None:
+    """The operation is complete."""
+    if plan.journal.open:
+        plan.journal.finish()
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """Return what a dry run shows, as data."""
+    return {
+        "summary": plan.lines,
+        "steps": [
+            {"name": s.key, "title": s.title, "nodes": list(s.nodes), "commands": list(s.commands)}
+            for s in plan.steps
+        ],
+    }
