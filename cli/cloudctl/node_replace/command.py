@@ -101,6 +101,7 @@ def _replace(
     """Check, show, ask, and do it; without a record only show it."""
     # Loading these takes a second: not for a command line that is wrong.
     from cloudctl.commands.service import confirm
+    from cloudctl.engine.opening import Progress
     from cloudctl.engine.render import Renderer
     from cloudctl.node_replace import decide
     from cloudctl.node_replace.journal import open_journal
@@ -117,7 +118,7 @@ def _replace(
     journal = open_journal(site.path, name)
     state = _look(world, journal, needed=record is not None)
     goes_on = journal.open and journal.state("take-in") == DONE
-    run = Run(request, _confirm(yes), _events(record, report))
+    run = Run(request, _confirm(yes), Progress(console, record) if record else lambda event: None)
     every = steps(world, run)
     lost = decide.lost(name, world.volumes(), world.members, mon=world.mon)
     data: dict[str, Any] = {
@@ -228,23 +229,6 @@ def _confirm(yes: bool) -> Callable[[Contact], bool]:
         return click.confirm(f"Is this the host key of the new {contact.request.name}?", err=True)
 
     return ask
-
-
-def _events(record: RunRecord | None, report: Callable[[str], None]) -> Callable[[Any], None]:
-    def take(event: Any) -> None:
-        data = event.get("event_data") or {}
-        kind = event.get("event")
-        if record is None or kind not in ("runner_on_ok", "runner_on_failed", "runner_on_unreachable"):
-            return
-        done = [entry for entry in (data.get("res") or {}).get("done") or [] if isinstance(entry, dict)]
-        record.event(
-            {"play": data.get("play"), "task": data.get("task"), "node": data.get("host"), "result": kind}
-        )
-        if done:
-            record.changed([{"node": str(data.get("host")), **entry} for entry in done])
-            report(f"{data.get('play')}: {data.get('host')}: {len(done)} changes")
-
-    return take
 
 
 def _preview(
