@@ -26,7 +26,7 @@ module: cloudctl_network
 short_description: Change a node's network, with a timer that takes the change back
 description:
   - With O(action=apply) writes the files of the node's network backend and takes them up. The node puts the
-    old ones back by itself after O(seconds) unless the change is confirmed. Without a difference it does nothing.
+    old ones back by itself after O(seconds) unless the change is confirmed; equal files are left alone.
   - With O(action=confirm) keeps the change. It must come over another SSH connection than the change did.
   - With O(action=status) tells how the last change ended.
 options:
