@@ -171,8 +171,9 @@ def networkmanager_files(site: Site, node: Node) -> dict[str, str]:
     }
     lines = [HEADER, "[main]", "no-auto-default=*"]
     for port in found:
-        match = f"mac:{port.mac}" if port.mac else f"interface-name:={port.name}"
-        # Also where a rule of the distribution leaves such a port alone.
+        # Also where a rule of the distribution leaves such a port alone. By its name, too: NetworkManager may
+        # not know the address yet when it finds the port at a boot.
+        match = (f"mac:{port.mac};" if port.mac else "") + f"interface-name:={port.name}"
         lines += ["", f"[device-cloudctl-{port.name}]", f"match-device={match}", "managed=1"]
     files[f"{directory}/conf.d/05-cloudctl.conf"] = "\n".join(lines) + "\n"
     return {**files, **link_files(site, node)}
