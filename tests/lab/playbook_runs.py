@@ -38,18 +38,19 @@ RUNS: Mapping[str, tuple[Run, ...]] = {
         Run(says=('"flags"',)),
         Run(says=('"flags"',), variables={"do": "set", "flags": ["noout"], "dry_run": True}),
     ),
-    "check": (Run(says=("Read what the node is like", "Read what is on the OSD devices")),),
+    "check": (Run(says=('"healthy": true',)),),
     "cluster-down": (Run(says=('"name"',), variables={"dry_run": True}),),
     "cluster-up": (Run(says=('"name"',), variables={"dry_run": True}),),
     # it has no dry run: one backup more changes nothing in the cloud
     "db-backup": (Run(says=('"id"',)),),
+    "db-forget-replaced": (Run(says=('"removed"',), variables={"dry_run": True}),),
     "db-prune": (Run(says=('"backups"',), variables={"dry_run": True}, needs="backup"),),
     "db-restore": (Run(says=('"name"',), variables={"dry_run": True}, needs="backup"),),
     "db-verify": (Run(says=('"id"',), needs="backup"),),
     "deploy": (Run(says=("nothing to change",)),),
     # refuses on a healthy cluster, which is what it finds here
     "galera-recover": (Run(says=("healthy",), variables={"dry_run": True}, rc=2),),
-    "network": (Run(says=("Ping the peers at full MTU",)),),
+    "network": (Run(says=('"healthy": true',)),),
     "node-add": (Run(says=("node-in-use",), variables={"names": ["compute01"], "dry_run": True}, rc=2),),
     # a name that is taken: it gets as far as to refuse it
     "node-enroll": (
@@ -61,10 +62,18 @@ RUNS: Mapping[str, tuple[Run, ...]] = {
     ),
     # refuses a controller that is alive
     "node-replace": (Run(says=("node-alive",), variables={"node_name": "ctl02", "dry_run": True}, rc=2),),
+    "node-inspect": (Run(says=('"nodes"',), variables={"names": ["compute01"]}),),
+    "node-list": (Run(says=("compute01",)),),
+    "node-show": (Run(says=("compute01",), variables={"node_name": "compute01"}),),
     "openstack": (Run(says=("keystone",)),),
+    "osd-add": (Run(says=('"changed"',), variables={"node": "osd01", "dry_run": True}),),
+    "osd-remove": (Run(says=('"changed"',), variables={"ids": [0], "dry_run": True}),),
+    # the device that it has is in use: it gets as far as to refuse it
+    "osd-replace": (Run(says=("osd-",), variables={"id": 0, "dry_run": True}, rc=2),),
     "plan": (Run(says=("nothing to change",)),),
     "rabbitmq-reset": (Run(says=('"steps"',), variables={"dry_run": True}),),
     "schedule-db-backup": (Run(says=('"timer"',), variables={"daily": "02:30", "dry_run": True}),),
+    "schedule-remove": (Run(says=('"there"',), variables={"schedule": "db-backup", "dry_run": True}),),
     "service-restart": (Run(says=("memcached",), variables={"service": "memcached", "dry_run": True}),),
     "service-start": (Run(says=("memcached",), variables={"service": "memcached", "dry_run": True}),),
     "service-stop": (Run(says=("memcached",), variables={"service": "memcached", "dry_run": True}),),

@@ -24,10 +24,11 @@ def play(name: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a playbook as the how-to page says, in the deploy node."""
     return subprocess.run(
         [
-            *(*podman(), "exec", "--workdir", "/opt/cloudctl", "--env", "ANSIBLE_NOCOLOR=1"),
+            # another directory than the checkout's: roles, modules and plugins are found beside the playbooks
+            *(*podman(), "exec", "--workdir", "/tmp", "--env", "ANSIBLE_NOCOLOR=1"),
             *("--env", "SUDO_USER=kim", "--env", "ANSIBLE_LOCAL_TEMP=/tmp/test-playbooks"),
             *(NODE, "/opt/venv/bin/ansible-playbook", "-i", f"{SITE}/inventory"),
-            *(f"playbooks/{name}.yml", *options),
+            *(f"/opt/cloudctl/playbooks/{name}.yml", *options),
         ],
         capture_output=True,
         text=True,

@@ -115,10 +115,10 @@ def run_playbook(site: Path, name: str, *options: str, **environment: str) -> st
     done = subprocess.run(
         [
             *(shutil.which("ansible-playbook", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"),),
-            *("-i", str(site / "inventory"), f"playbooks/{name}.yml"),
+            *("-i", str(site / "inventory"), str(ROOT / "playbooks" / f"{name}.yml")),
             *("-e", "ansible_ssh_common_args='-o ProxyCommand=false'", *options),
         ],
-        cwd=ROOT,
+        cwd=site,
         env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_LOCAL_TEMP": str(site / "tmp"), **environment},
         capture_output=True,
         text=True,
