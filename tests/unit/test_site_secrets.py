@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.fernet import Fernet
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from site_support import edit, make_site
 
@@ -315,6 +315,7 @@ def test_ssh_keys_are_a_pair(tmp_path: Path) -> None:
         ssh_public_key("nothing")
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z_]{1,12}", fullmatch=True),
