@@ -103,9 +103,7 @@ def _broken(wanted: str, why: str) -> CheckFailed:
     )  # fmt: skip
 
 
-def find_base(
-    manifests: Mapping[str, Manifest], server: Server, longest: int
-) -> tuple[Manifest | None, str]:
+def find_base(manifests: Mapping[str, Manifest], server: Server, longest: int) -> tuple[Manifest | None, str]:
     """Return the newest backup that an increment from this server can be based on, else None and why.
 
     Args:
