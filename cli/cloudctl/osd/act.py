@@ -94,7 +94,7 @@ def remove(
     for osd in here:
         ask(
             site,
-            [mon("osd purge", id=osd.id, yes_i_really_mean_it=True)],
+            [mon("osd purge-actual", id=osd.id, yes_i_really_mean_it=True)],
             f"removing {osd.name}",
             changing=True,
         )

@@ -33,6 +33,7 @@ class Plan:
         journal: of the operation.
         done: what was changed (filled while the steps run).
         nothing: there is nothing to do.
+        ahead: how full OSDs become where some are emptied.
     """
 
     journal: Journal
@@ -40,6 +41,7 @@ class Plan:
     lines: list[str] = field(default_factory=list)
     done: list[dict[str, Any]] = field(default_factory=list)
     nothing: bool = False
+    ahead: Forecast | None = None
 
 
 def write_lines(site: Site, node: str, osds: Sequence[Mapping[str, Any]]) -> str:
@@ -242,6 +244,7 @@ def plan_remove(site: Site, ids: Sequence[int], report: Report, *, zap: str | No
         f"osd.{fact['id']} of {fact['host']}" + (f" ({fact['path']})" if fact["path"] else "") + " goes"
         for fact in facts
     ]
+    plan.ahead = ahead
     plan.lines += _outlook(ahead)
     if zap:
         plan.lines.append(f"{zap} is erased")
@@ -583,6 +586,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
     """Return what a dry run shows, as data."""
     return {
         "summary": plan.lines,
+        **(
+            {"forecast": {"full": dict(plan.ahead.full), "before": dict(plan.ahead.before)}}
+            if plan.ahead
+            else {}
+        ),
         "steps": [
             {"name": s.key, "title": s.title, "nodes": list(s.nodes), "commands": list(s.commands)}
             for s in plan.steps
