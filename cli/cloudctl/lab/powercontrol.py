@@ -161,12 +161,15 @@ class PowerControl:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            self.path.unlink(missing_ok=True)
+            # It gets its name when it listens: who sees it can ask.
+            new = self.path.with_suffix(".new")
+            new.unlink(missing_ok=True)
             with socket.socket(socket.AF_UNIX) as listener:
-                listener.bind(str(self.path))
-                self.path.chmod(0o600)
-                inode = self.path.stat().st_ino
+                listener.bind(str(new))
+                new.chmod(0o600)
+                inode = new.stat().st_ino
                 listener.listen(16)
+                new.rename(self.path)
                 listener.settimeout(_LOOK)
                 while not self._ended.is_set() and self._is_ours(inode):
                     try:
