@@ -671,3 +671,27 @@ def test_the_database_is_copied_first_unless_an_ordered_shutdown_left_it_whole(
     world_ = SimpleNamespace(site=None, accepted=absent, say=lambda line: None, note=lambda line: None)
     start.recover_database(world_, decide.Stage("database", "", {}), absent=absent, complete=complete)  # type: ignore[arg-type]
     assert asked["copy"] is copied
+
+
+def test_a_deploy_is_refused_while_the_cloud_is_off_a_plan_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cloudctl.engine import opening
+
+    monkeypatch.setattr(opening, "load_site", lambda path: SimpleNamespace(path=path, secrets={}))
+    monkeypatch.setattr(opening, "check_selection", lambda *args: None)
+    Journal(tmp_path, world.DOWN).begin()
+    with opening.opening("plan", tmp_path, (), (), "text"):
+        pass
+    with (
+        pytest.raises(CheckFailed, match="a shutdown of the cloud is unfinished"),
+        opening.opening("deploy", tmp_path, (), (), "text"),
+    ):
+        pass
+
+
+def test_silent_nodes_are_asked_once_and_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(world, "answers_ssh", lambda site, name: asked.append(name) or name == "c1")
+    assert world.silent_ones(None, ["c1", "k1", "s1"]) == ["k1", "s1"]  # type: ignore[arg-type]
+    assert sorted(asked) == ["c1", "k1", "s1"]

@@ -15,6 +15,7 @@ from cloudctl.console import Console, Masker
 from cloudctl.engine import workspace
 from cloudctl.engine.definitions import load_services
 from cloudctl.errors import UsageError
+from cloudctl.power.world import refuse_while_off
 from cloudctl.runner import RunResult, run_playbook
 from cloudctl.runs.lock import SiteLock
 from cloudctl.runs.record import RunRecord
@@ -127,6 +128,9 @@ def opening(
     Args:
         verb: the command, for lock and record.
         output: ``text`` or ``json``.
+
+    Raises:
+        CheckFailed: the cloud was shut down, or is being shut down or started.
     """
     site = load_site(site_path)
     check_selection(site, services, nodes)
@@ -136,6 +140,9 @@ def opening(
         SiteLock(site_path, verb),
         RunRecord(site_path, verb, sys.argv[1:], mask=masker.mask) as record,
     ):
+        if verb != "plan":
+            # Containers that a shutdown stopped would be started, in no order that saves data.
+            refuse_while_off(site_path, verb)
         try:
             yield Opening(site, services, nodes, console, Progress(console, record))
         finally:

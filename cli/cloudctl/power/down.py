@@ -23,7 +23,7 @@ from cloudctl.power.decide import (
 )
 from cloudctl.power.names import BUS, DATABASE
 from cloudctl.power.start import start_guests, start_stage, wait_for_ceph
-from cloudctl.power.world import World, instances_of, reachable, switch_on, wait_until_off
+from cloudctl.power.world import World, instances_of, reachable, silent_ones, switch_on, wait_until_off
 
 BUSY_TIMEOUT = 90.0
 """Seconds that instances get to end what is being done with them."""
@@ -127,7 +127,7 @@ def _still_there(world: World, journal: Journal, options: Options) -> str:
         for node in nodes
     ]
     wanted = [node for node in _present(journal, world.roles.all) if node not in off]
-    silent = [node for node in wanted if node not in reachable(world.site, wanted)]
+    silent = silent_ones(world.site, wanted)
     if silent and not options.force:
         raise Unreachable(
             "node-unreachable", "nodes do not answer by SSH any more", where=", ".join(silent),

@@ -91,6 +91,12 @@ def reachable(site: Site, nodes: Sequence[str]) -> list[str]:
     return [node for node, yes in zip(nodes, open_, strict=True) if yes]
 
 
+def silent_ones(site: Site, nodes: Sequence[str]) -> list[str]:
+    """Return the nodes whose SSH port is closed, asked once and all at the same time."""
+    answering = set(reachable(site, nodes))
+    return [node for node in nodes if node not in answering]
+
+
 def switch_on(world: World, nodes: Sequence[str], *, optional: Collection[str] = ()) -> list[str]:
     """Switch nodes on where they are off, and wait until they answer.
 
@@ -102,7 +108,7 @@ def switch_on(world: World, nodes: Sequence[str], *, optional: Collection[str] =
         Those that do not answer when the time is over.
     """
     timeout = world.boot_timeout or int(world.site.get("power.boot_timeout", 900))
-    silent = [node for node in nodes if node not in reachable(world.site, nodes)]
+    silent = silent_ones(world.site, nodes)
     if not silent:
         return []
     wanted = [node for node in silent if node not in optional]
@@ -117,7 +123,7 @@ def switch_on(world: World, nodes: Sequence[str], *, optional: Collection[str] =
     deadline = time.monotonic() + timeout
     told = time.monotonic()
     while True:
-        silent = [node for node in silent if node not in reachable(world.site, silent)]
+        silent = silent_ones(world.site, silent)
         late = [node for node in silent if node not in optional]
         if not late or time.monotonic() > deadline:
             return silent
