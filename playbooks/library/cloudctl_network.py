@@ -204,8 +204,9 @@ def apply(network: dict, seconds: int) -> dict:
     token = f"{int(time.time())}-{os.getpid()}"
     saved = arm(network, found, token, seconds)
     for path, text in found["texts"].items():
-        if text is None:
+        if path not in found["wanted"]:
             keep_foreign(path)
+        if text is None:
             os.unlink(path)
         else:
             mode = found["modes"].get(path)

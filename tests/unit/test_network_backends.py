@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import configparser
+import importlib.util
+import json
 import os
 import re
 import subprocess
 from ipaddress import IPv4Network
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -331,6 +334,12 @@ def test_only_what_comes_before_ours_or_beside_it_is_taken_away(backend: str, go
     assert found == dict.fromkeys(gone)
 
 
+def test_a_stanza_of_ours_goes_from_a_file_that_stays() -> None:
+    text = "auto eth0\niface eth0 inet dhcp\nauto eth9\niface eth9 inet dhcp\n"
+    found = net.conflicts("systemd-networkd", {"ifupdown": {"/etc/network/interfaces": text}}, PORTS)
+    assert found == {"/etc/network/interfaces": "auto eth9\niface eth9 inet dhcp\n"}
+
+
 RUNNING = {"active": True, "enabled": True}
 OFF = {"active": False, "enabled": False}
 NETWORKD, NM = "systemd-networkd.service", "NetworkManager.service"
@@ -609,6 +618,141 @@ def test_a_refused_backend_is_an_error(root: Path) -> None:
     with pytest.raises(net.NetworkError) as caught:
         net.compare(spec)
     assert caught.value.ref == "network-backend-refused" and "because" in str(caught.value)
+
+
+# -- changing and confirming -------------------------------------------------------------------
+
+
+def load() -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "playbooks/library/cloudctl_network.py"
+    spec = importlib.util.spec_from_file_location("cloudctl_network", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Changed:
+    """A node whose network was changed, and waits for the confirmation.
+
+    Attributes:
+        called: programs that were run.
+    """
+
+    def __init__(self, place: Path, patch: pytest.MonkeyPatch) -> None:
+        self.module = load()
+        self.called: list[str] = []
+        self.place = place
+        patch.setattr(net, "STATE", str(place))
+        patch.setattr(net, "RECORD", str(place / "backend.json"))
+        for name in ("pending", "undone"):
+            patch.setattr(self.module, name.upper(), str(place / name))
+        patch.setattr(self.module, "run", self.run)
+        patch.setattr(self.module, "connection", lambda: "77/9000")
+        patch.setattr(self.module, "connected_at", lambda name: 100.0)
+        patch.setattr(self.module, "missing_addresses", lambda ports, seconds: [])
+        (place / "pending").mkdir(parents=True)
+        info = {"token": "t", "connection": "5/1", "backend": "netplan", "files": ["/a"], "ports": []}
+        (place / "pending/info.json").write_text(json.dumps(info))
+        (place / "pending/result").write_text("0 99.5\n")
+
+    def run(self, argv: list[str], **_options: object) -> str:
+        self.called.append(" ".join(argv))
+        if argv[1].endswith("pending/undo"):
+            (self.place / "pending").rename(self.place / "undone")
+            (self.place / "undone/reason").write_text(argv[2])
+        return ""
+
+
+@pytest.fixture
+def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Changed:
+    return Changed(tmp_path / "state", monkeypatch)
+
+
+def test_a_new_connection_confirms_and_stops_the_timer(changed: Changed) -> None:
+    assert changed.module.confirm("t", []) == {"state": "confirmed"}
+    assert "systemctl stop cloudctl-network-undo.timer" in changed.called
+    assert not (changed.place / "pending").exists()
+    record = net.read_record()
+    assert (record["backend"], record["files"]) == ("netplan", ["/a"])
+    assert changed.module.confirm("t", []) == {"state": "confirmed"}, (
+        "an answer that got lost is asked for again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("connection", lambda: "5/1"),
+        ("connected_at", lambda name: 99.5),
+        ("taken_up", lambda: None),
+    ],
+)
+def test_a_connection_that_proves_nothing_does_not_confirm(
+    changed: Changed, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
+) -> None:
+    monkeypatch.setattr(changed.module, name, value)
+    assert changed.module.confirm("t", [])["state"] == "pending"
+    assert (changed.place / "pending").exists() and not changed.called
+
+
+def test_an_address_that_did_not_come_up_is_no_success(
+    changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changed.module, "missing_addresses", lambda ports, seconds: ["10.0.0.1/24 on eth1"])
+    found = changed.module.confirm("t", [])
+    assert (found["state"], found["reason"]) == ("undone", "refused") and "eth1" in found["why"]
+
+
+def test_the_deploy_node_must_reach_another(changed: Changed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changed.module, "reaches", lambda address: address == "10.0.0.2")
+    assert changed.module.confirm("t", ["10.0.0.1", "10.0.0.2"])["state"] == "confirmed"
+
+
+def test_a_deploy_node_that_reaches_nobody_goes_back(
+    changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changed.module, "reaches", lambda address: False)
+    assert changed.module.confirm("t", ["10.0.0.1"])["state"] == "undone"
+
+
+def test_another_change_is_not_confirmed(changed: Changed) -> None:
+    assert changed.module.confirm("other", []) == {"state": "unknown"}
+    assert (changed.place / "pending").exists()
+
+
+def test_a_change_that_was_taken_back_says_why(changed: Changed) -> None:
+    changed.run(["sh", "pending/undo", "timer"])
+    assert changed.module.confirm("t", [])["reason"] == "timer"
+
+
+def test_nothing_to_change_is_nothing_done(root: Path, changed: Changed) -> None:
+    (changed.place / "pending").rename(changed.place / "gone")
+    write_wanted(root, "systemd-networkd")
+    assert changed.module.apply(rendered(root, "auto"), 35) == {"changed": False, "done": []}
+    assert not changed.called and not (changed.place / "pending").exists()
+
+
+def test_a_change_is_armed_before_anything_is_written(
+    root: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (changed.place / "pending").rename(changed.place / "gone")
+    write_wanted(root, "systemd-networkd")
+    unit = next((root / "etc/systemd/network").glob("*.network"))
+    before = unit.read_text() + "# by hand\n"
+    unit.write_text(before)
+    monkeypatch.setattr(changed.module, "BOOT", str(root / "boot.service"))
+    seen = {}
+
+    def transient(name: str, seconds: int, accuracy: str, argv: list[str]) -> None:
+        seen[name] = (seconds, unit.read_text() == before)
+
+    monkeypatch.setattr(changed.module, "transient", transient)
+    answer = changed.module.apply(rendered(root, "auto"), 35)
+    assert answer["changed"] and answer["done"][-1]["kind"] == "network"
+    assert seen["cloudctl-network-undo"] == (35, True) and seen["cloudctl-network-apply"][1] is False
+    assert (changed.place / "pending/files/0").read_text() == before
+    assert (root / "boot.service").exists()
 
 
 # -- the plan, and how a change ended ----------------------------------------------------------
