@@ -328,6 +328,22 @@ def test_a_restore_to_a_time_between_two_writes(site: SiteCopy, increment: str) 
         ).strip()
 
 
+def test_a_restore_where_no_server_has_data_any_more(site: SiteCopy) -> None:
+    name = yaml.safe_load((site.path / "settings.yml").read_text())["cloud"]["name"]
+    backup = taken(site)
+    words = sql(f"SELECT word FROM {SCHEMA}.t ORDER BY id")
+    for node in controllers():
+        run_on(node, "docker kill mariadb; find /var/lib/docker/volumes/mariadb/_data -mindepth 1 -delete")
+    assert refused(site, "backup", "--no-dump") == "no-synced-server"
+    assert site.cloudctl("galera", "recover", "--yes").refs == ["galera-no-data"]
+    result = site.cloudctl("db", "restore", "--replace-databases", name, "--output", "json", timeout=900)
+    assert result.rc == 0 and result.json["backup"] == backup["id"], result
+    for node in controllers():
+        assert sql(f"SELECT word FROM {SCHEMA}.t ORDER BY id", node) == words
+    assert synced()
+    assert site.cloudctl("db", "forget-replaced", "--yes").rc == 0
+
+
 def test_pruning_keeps_whole_chains(site: SiteCopy, full: str, increment: str) -> None:
     assert site.cloudctl("db", "prune", "--keep", "1").rc == 2
     planned = site.cloudctl("db", "prune", "--keep", "2", "--dry-run", "--output", "json").json
