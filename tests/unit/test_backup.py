@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cloudctl.backup import crypt, manifest, server
 from cloudctl.backup.choose import (
     ArchivedLog,
+    Choice,
     LogArchive,
     Server,
     chain_of,
@@ -31,10 +32,12 @@ from cloudctl.backup.choose import (
     usable_chain,
 )
 from cloudctl.backup.manifest import Manifest, Position, StoredFile
-from cloudctl.backup.prove import missing_from
+from cloudctl.backup.nodes import Servers
+from cloudctl.backup.prove import choose_node, missing_from
+from cloudctl.backup.restore import _target as restore_target
 from cloudctl.backup.restore import differences
 from cloudctl.backup.take import databases_in, gunzip, unchanged_schemas
-from cloudctl.errors import ApplyFailed, CheckFailed, UsageError
+from cloudctl.errors import ApplyFailed, CheckFailed, Unreachable, UsageError
 
 SECRET = "a secret of the site"
 CLOUD = manifest.cloud_identity("north", "30381ae9-b3b4-45bf-85ec-d8959317abc0")
@@ -572,3 +575,35 @@ def test_members_may_have_more_than_was_prepared_and_never_less() -> None:
         missing, more = differences(prepared, {"a": {"nova": one}, "b": {"nova": less}})
         assert len(missing) == 1 and missing[0].startswith("b: nova has") and not more
     assert len(differences({"x": {"tables": 0, "rows": 0}}, {"a": {}})[0]) == 1
+
+
+def servers_with(free: dict[str, int]) -> Servers:
+    """Return Synced servers by the free bytes of their nodes; the first one is the writer."""
+    found: dict[str, dict[str, Any]] = {}
+    for node, room in free.items():
+        told = {"state": "Synced", "primary": True, "clients": 0 if found else 9}
+        found[node] = {"container": {"image": "i"}, "free": room, "lineage": "L", "server": told}
+    return Servers(list(free), found)
+
+
+def test_a_backup_is_tried_where_there_is_room_and_not_on_the_writers_node() -> None:
+    free = {"ctl01": 900, "ctl02": 500, "ctl03": 700}
+    assert choose_node(servers_with(free), 400, prefer="ctl02") == "ctl02"
+    assert choose_node(servers_with(free), 600, prefer="ctl02") == "ctl03"
+    # The writer's rather than none.
+    assert choose_node(servers_with(free), 800, prefer="ctl02") == "ctl01"
+    with pytest.raises(CheckFailed, match="no node has room") as caught:
+        choose_node(servers_with(free), 901)
+    assert caught.value.ref == "no-room-for-verification"
+    with pytest.raises(Unreachable):
+        choose_node(Servers(["ctl01"]), 1)
+
+
+def test_a_restore_is_refused_where_a_node_cannot_hold_the_data_twice() -> None:
+    full = make("1", data_size=1 << 30)
+    choice = Choice([full], [], None, None)
+    room = {"ctl01": 2 << 30, "ctl02": 2 << 30, "ctl03": 2 << 30}
+    assert restore_target(servers_with(room), choice) == full.node
+    with pytest.raises(CheckFailed) as caught:
+        restore_target(servers_with({**room, "ctl02": 1 << 29}), choice)
+    assert (caught.value.ref, caught.value.where) == ("disk-full", "ctl02")
