@@ -240,6 +240,12 @@ def test_a_cluster_that_complains_is_not_ready() -> None:
     assert wait.for_data(three(health={"POOL_NO_REDUNDANCY": "x"})).words == ""
 
 
+def test_a_complaint_of_before_is_not_waited_for() -> None:
+    state = three(health={"MON_CLOCK_SKEW": "skew", "OSD_DOWN": "1 osds down"})
+    assert wait.others_complaints(state) == {"MON_CLOCK_SKEW"}
+    assert wait.for_data(state, wait.others_complaints(state)).words == "OSD_DOWN: 1 osds down"
+
+
 def test_without_progress_waiting_ends() -> None:
     with pytest.raises(VerifyFailed) as caught:
         until([three(pg_states={"peering": 2})], timeout=-1)

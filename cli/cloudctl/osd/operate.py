@@ -60,9 +60,11 @@ def shown(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def settle(site: Site, report: Report) -> str:
-    """Wait until all data is where it should be; return the cluster's health."""
-    wait.until(site, wait.for_data, report=report, timeout=site.get("ceph.backfill.timeout"))
+def settle(site: Site, report: Report, ignore: Collection[str] = ()) -> str:
+    """Wait until all data is where it should be, but for complaints that were there before; return words."""
+    wait.until(
+        site, lambda now: wait.for_data(now, ignore), report=report, timeout=site.get("ceph.backfill.timeout")
+    )
     return "all PGs active+clean"
 
 
@@ -134,7 +136,12 @@ def plan_add(
     plan = Plan(journal)
     unfinished = Journal(site.path, throttle.NAME).open
     changes = names.variables(node, osds)
-    plan.nothing = not todo and not changes and not unfinished and not wait.for_data(cluster).words
+    plan.nothing = (
+        not todo
+        and not changes
+        and not unfinished
+        and not wait.for_data(cluster, wait.others_complaints(cluster)).words
+    )
     sizes = {item["path"]: item["size"] for item in checks[name]}
     for osd in todo:
         size = f" ({sizes.get(osd['data'], 0) / 2**30:.0f} GiB)"
@@ -166,7 +173,7 @@ def plan_add(
             "create", "make the OSDs", make, nodes=[name], every_time=True,
             commands=[_prepare(osd["data"], osd["journal"]) for osd in todo],
         ),
-        *_last_steps(site, report),
+        *_last_steps(site, report, cluster),
     ]  # fmt: skip
     return plan
 
@@ -185,7 +192,7 @@ def _last_steps(site: Site, report: Report) -> list[Step]:
             "settle", "wait until data is where it belongs", lambda _: settle(site, report), every_time=True
         ),
         Step("restore", "restore the options", lambda _: _release(site, report), every_time=True),
-    ]
+    ]  # fmt: skip
 
 
 def _hold(site: Site, report: Report) -> str:
@@ -301,7 +308,7 @@ def plan_remove(site: Site, ids: Sequence[int], report: Report, *, zap: str | No
         ),
         *([Step("erase", "erase the device", wipe, nodes=hosts, commands=[f"wipe {zap}"])] if zap else []),
         Step("inventory", "take the devices out of the inventory", forget, nodes=["deploy"]),
-        *_last_steps(site, report),
+        *_last_steps(site, report, cluster),
     ]  # fmt: skip
     return plan
 
@@ -468,7 +475,7 @@ def plan_replace(
         Step("inventory", "name the new device in the inventory", note, nodes=["deploy"]),
         Step("create", "make the OSD with the same id", make, nodes=[host],
              commands=[_prepare(new, fact["journal"])]),
-        *_last_steps(site, report),
+        *_last_steps(site, report, cluster),
     ]  # fmt: skip
     return plan
 

@@ -34,8 +34,17 @@ class Waiting:
     words: str
 
 
-def for_data(cluster: Cluster) -> Waiting:
-    """Return what is missing until every PG is active+clean and nothing complains. Pure."""
+def others_complaints(cluster: Cluster) -> set[str]:
+    """Return the complaints that are not about OSDs and data: those of before are not waited for."""
+    return {name for name in cluster.health if not name.startswith(("PG_", "OBJECT_", "OSD_"))}
+
+
+def for_data(cluster: Cluster, ignore: Collection[str] = ()) -> Waiting:
+    """Return what is missing until every PG is active+clean and nothing complains. Pure.
+
+    Args:
+        ignore: complaints that were there before.
+    """
     parts = []
     if cluster.unclean:
         total = sum(cluster.pg_states.values())
@@ -48,7 +57,8 @@ def for_data(cluster: Cluster) -> Waiting:
             parts.append(f"{cluster.bytes_per_second / 2**20:.1f} MiB/s")
     complaints = [
         f"{name}: {text}" for name, text in sorted(cluster.health.items())
-        if name not in HARMLESS and not (cluster.unclean and name.startswith(("PG_", "OBJECT_")))
+        if name not in HARMLESS and name not in ignore
+        and not (cluster.unclean and name.startswith(("PG_", "OBJECT_")))
     ]  # fmt: skip
     left = (cluster.unclean, cluster.misplaced, cluster.degraded, tuple(complaints))
     return Waiting(left, ", ".join([*parts, *complaints]))
