@@ -43,6 +43,8 @@ OURS = (
     "/etc/netplan/90-cloudctl.yaml",
     "/etc/NetworkManager/system-connections/cloudctl-*.nmconnection",
     "/etc/NetworkManager/conf.d/05-cloudctl.conf",
+    "/etc/systemd/system/*.service.d/05-cloudctl-ports.conf",
+    "/etc/cloudctl/name-ports",
 )
 """Where cloudctl writes; an ifcfg file has no mark, it is remembered by name in ``RECORD``."""
 
@@ -379,6 +381,7 @@ def reload_lines(backend: str, ports: list[str]) -> list[str]:
     """Return the commands by which a backend takes its files up, for these ports."""
     lines = [
         "udevadm control --reload 2>/dev/null || true",
+        "systemctl daemon-reload",
         # What netplan wrote into /run from a file that is gone goes too.
         "if command -v netplan >/dev/null; then netplan generate; fi",
     ]

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 from ipaddress import IPv4Network
 from pathlib import Path
 from types import ModuleType
@@ -415,6 +416,39 @@ def test_ports_swap_their_names(names: list[str], count: int) -> None:
             assert match[2] not in present
             present[match[2]] = present.pop(match[1])
     assert all(present[entry["name"]] == entry["mac"] for entry in ports)
+
+
+@given(order=st.permutations(["eth0", "eth1", "eth2"]))
+def test_at_a_boot_ports_get_their_names_whatever_the_kernel_called_them(order: list[str]) -> None:
+    files = network.networkd_files(*make(COMPUTE))
+    drop_in = files["/etc/systemd/system/systemd-networkd.service.d/05-cloudctl-ports.conf"]
+    assert "ExecStartPre=-+/bin/sh /etc/cloudctl/name-ports\n" in drop_in
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        for interface, name in zip(COMPUTE, order, strict=True):
+            (root / "net" / name).mkdir(parents=True)
+            (root / "net" / name / "address").write_text(f"{interface.mac}\n")
+        # `ip link set dev A name B` moves a directory, and fails where there is a B.
+        (root / "ip").write_text(
+            f'#!/bin/sh\ncd {root}/net\n[ "$5" != name ] || [ -e "$6" ] || mv "$4" "$6"\n'
+        )
+        (root / "ip").chmod(0o755)
+        script = files["/etc/cloudctl/name-ports"].replace("/sys/class/net", f"{root}/net")
+        script = script.replace("/run/cloudctl", f"{root}/cloudctl").replace("udevadm settle", "true")
+        (root / "script").write_text(script)
+        environment = {"PATH": f"{root}:/usr/bin:/bin"}
+        subprocess.run(["sh", root / "script"], env=environment, check=True)
+        present = {place.name: (place / "address").read_text().strip() for place in (root / "net").iterdir()}
+        assert present == {interface.name: interface.mac for interface in COMPUTE}
+        # A bridge may carry the address of a port later: the script works once a boot.
+        (root / "net/eth0").rename(root / "net/other")
+        subprocess.run(["sh", root / "script"], env=environment)
+        assert (root / "net/other").exists()
+
+
+def test_names_are_nobodys_business_where_no_address_is_given() -> None:
+    files = network.netplan_files(*make([port("eth0", "management", "10.10.10.21")]))
+    assert list(files) == ["/etc/netplan/90-cloudctl.yaml"]
 
 
 # -- addresses ---------------------------------------------------------------------------------

@@ -89,7 +89,53 @@ def _switches(node: Node) -> bool:
 def networkd_files(site: Site, node: Node) -> dict[str, str]:
     """Return path to content of the systemd-networkd files of one node, names of ports included."""
     files = {f"/etc/systemd/network/05-cloudctl-{p.name}.network": _unit(p) for p in ports(site, node)}
-    return {**files, **link_files(site, node)}
+    return {**files, **name_files(site, node, "systemd-networkd")}
+
+
+def name_files(site: Site, node: Node, daemon: str) -> dict[str, str]:
+    """Return what gives ports their names by MAC address at every boot, before ``daemon`` configures them.
+
+    udev does it by ``.link`` files, port by port: it can't give a name that another port still has. What two
+    ports that swap their names are left with is put right once a boot.
+    """
+    links = link_files(site, node)
+    if not links:
+        return {}
+    table = "".join(f"{port.mac} {port.name}\n" for port in ports(site, node) if port.mac)
+    return {
+        **links,
+        "/etc/cloudctl/name-ports": _NAME_PORTS.replace("@TABLE@\n", table),
+        f"/etc/systemd/system/{daemon}.service.d/05-cloudctl-ports.conf": "\n".join(
+            [HEADER, "[Service]", "ExecStartPre=-+/bin/sh /etc/cloudctl/name-ports", ""]
+        ),
+    }
+
+
+_NAME_PORTS = """\
+#!/bin/sh
+# Written by cloudctl. Gives ports the names that udev could not: of two that swap theirs, neither is free.
+# Once a boot, before anything stands on the ports: what does may carry their addresses.
+set -C
+: >/run/cloudctl-ports-named || exit 0
+udevadm settle --timeout=15
+moves=
+while read -r mac name; do
+  for place in /sys/class/net/*; do
+    read -r found <"$place/address" || continue
+    [ "$found" = "$mac" ] || continue
+    port=${place##*/}
+    [ "$port" = "$name" ] && continue
+    moves="$moves $name"
+    ip link set dev "$port" down
+    ip link set dev "$port" name "cctl-$name"
+  done
+done <<'END'
+@TABLE@
+END
+for name in $moves; do
+  ip link set dev "cctl-$name" name "$name"
+done
+"""
 
 
 def link_files(site: Site, node: Node) -> dict[str, str]:
@@ -155,7 +201,10 @@ def netplan_files(site: Site, node: Node) -> dict[str, str]:
             lines.append(f"      addresses: [{port.address}]")
         if port.gateway:
             lines.append(f"      routes: [{{to: default, via: {port.gateway}}}]")
-    return {"/etc/netplan/90-cloudctl.yaml": "\n".join(lines) + "\n", **link_files(site, node)}
+    return {
+        "/etc/netplan/90-cloudctl.yaml": "\n".join(lines) + "\n",
+        **name_files(site, node, "systemd-networkd"),
+    }
 
 
 # -- NetworkManager ----------------------------------------------------------------------------
@@ -176,7 +225,7 @@ def networkmanager_files(site: Site, node: Node) -> dict[str, str]:
         match = (f"mac:{port.mac};" if port.mac else "") + f"interface-name:={port.name}"
         lines += ["", f"[device-cloudctl-{port.name}]", f"match-device={match}", "managed=1"]
     files[f"{directory}/conf.d/05-cloudctl.conf"] = "\n".join(lines) + "\n"
-    return {**files, **link_files(site, node)}
+    return {**files, **name_files(site, node, "NetworkManager")}
 
 
 def _keyfile(node: Node, port: Port) -> str:
