@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,6 +13,12 @@ from cloudctl.node.enroll import Contact, Request, Session
 from cloudctl.node_replace.decide import ITSELF, NEW, SILENT
 from cloudctl.runs.record import write_atomically
 from cloudctl.site.model import Node, Site
+
+# What it says goes into errors of our own; its threads would print their tracebacks between the lines.
+logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+
+PENALTY = 60.0
+"""Seconds for which an SSH server may refuse one who came a few times without logging in."""
 
 Say = Callable[[str], None]
 Confirm = Callable[[Contact], bool]
@@ -83,7 +91,7 @@ def request_of(node: Node, *, user: str = "", password: str | None = None, finge
 def find(site: Site, node: Node) -> Found:
     """Look what answers at a node's address; nobody logs in."""
     try:
-        contact = enroll.reach(request_of(node))
+        contact = _reach(request_of(node))
     except Unreachable as error:
         return Found(SILENT, error=error)
     try:
@@ -116,21 +124,27 @@ def take_in(site: Site, node: Node, request: Request, *, confirm: Confirm, say: 
     others = {name: other.address for name, other in site.nodes.items() if name != node.name}
     answers = arp.ask([node.address, *others.values()])
     arp.judge(node.name, node.address, answers or {}, others)
-    contact = enroll.reach(request)
+    contact = _reach(request, say)
     try:
         pinned = contact.key_data in own_keys(known, node)
         if not pinned:
             enroll.check_host_key(repinned(known, node, contact.line), request, contact.key_data)
             say(f"{node.name}: {node.address} has the {contact.key_type} host key {contact.fingerprint}")
             _judge_fingerprint(contact, confirm)
-        if _deploy_key_works(contact, deploy):
-            if pinned:
+        if pinned:
+            if _deploy_key_works(contact, deploy):
                 return contact.fingerprint
-            # Installed by hand, or by an earlier run that was killed before it pinned the host key.
-            request = replace(request, user="", password=None)
-        contact.close()
-        contact = enroll.reach(request)
-        session, found = enroll.examine(contact, deploy)
+            contact.close()
+            contact = _reach(request, say)
+        try:
+            session, found = enroll.examine(contact, deploy)
+        except CheckFailed as error:
+            if error.ref != "password-login-off":
+                raise
+            # An earlier run was killed after it had switched passwords off and before it pinned the host key.
+            contact.close()
+            contact = _reach(replace(request, user="", password=None), say)
+            session, found = enroll.examine(contact, deploy)
         for warning in found.warnings:
             say(f"{node.name}: warning: {warning}")
         _judge_identity(node, session)
@@ -140,6 +154,26 @@ def take_in(site: Site, node: Node, request: Request, *, confirm: Confirm, say: 
         return contact.fingerprint
     finally:
         contact.close()
+
+
+def _reach(request: Request, say: Say = lambda line: None) -> Contact:
+    """Open an SSH connection; a server that hangs up at once may do so for a while only.
+
+    Raises:
+        Unreachable: nothing answers, or it goes on hanging up.
+    """
+    end = time.monotonic() + PENALTY
+    told = False
+    while True:
+        try:
+            return enroll.reach(request)
+        except Unreachable as error:
+            if "banner" not in error.message or time.monotonic() > end:
+                raise
+        if not told:
+            told = True
+            say(f"{request.name}: its SSH server hangs up for now (it has seen too many attempts): waiting")
+        time.sleep(5)
 
 
 def _judge_fingerprint(contact: Contact, confirm: Confirm) -> None:
