@@ -271,7 +271,7 @@ def judge_device(probe, fsid, our_osds=()):
     Returns:
         ``(state, reason)``: empty, ours or refused.
     """
-    if probe.get("error"):
+    if probe.get("error") and not probe.get("mounts"):
         return "refused", probe["error"]
     label = probe.get("label")
     if label is not None:
@@ -340,17 +340,6 @@ def probe_device(path, run=None):
         return {**probe, "error": "there is no such device"}
     if not stat.S_ISBLK(mode.st_mode):
         return {**probe, "error": "it is not a block device"}
-    try:
-        fd = os.open(real, os.O_RDONLY)
-        try:
-            probe["size"] = os.lseek(fd, 0, os.SEEK_END)
-            os.lseek(fd, 0, os.SEEK_SET)
-            block = os.read(fd, 4096)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        return {**probe, "error": f"it can't be read ({error.strerror})"}
-    probe["label"] = parse_label(block)
     probe["real"] = real
     number = f"{os.major(mode.st_rdev)}:{os.minor(mode.st_rdev)}"
     sysfs = os.path.realpath(f"/sys/dev/block/{number}")
@@ -363,11 +352,22 @@ def probe_device(path, run=None):
             if os.path.exists(f"/sys/class/block/{name}"):
                 numbers[file.read().strip()] = name
                 probe["children"].append(name)
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as file:
+        probe["mounts"] = in_use(file.read(), numbers)
+    try:
+        fd = os.open(real, os.O_RDONLY)
+        try:
+            probe["size"] = os.lseek(fd, 0, os.SEEK_END)
+            os.lseek(fd, 0, os.SEEK_SET)
+            block = os.read(fd, 4096)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return {**probe, "error": f"it can't be read ({error.strerror})"}
+    probe["label"] = parse_label(block)
     probe["partitions"] = read_partitions(real, sysfs) if probe["whole"] and probe["label"] is None else []
     with contextlib.suppress(OSError), open(f"{sysfs}/ro", encoding="ascii") as file:
         probe["read_only"] = file.read().strip() == "1"
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as file:
-        probe["mounts"] = in_use(file.read(), numbers)
     with contextlib.suppress(OSError), open("/proc/swaps", encoding="utf-8") as file:
         probe["swap"] = any(
             os.path.basename(line.split()[0]) in numbers.values() for line in file.read().splitlines()[1:]
@@ -567,7 +567,7 @@ def judge_journal(probe, fsid, ours, uuids, journal_size=0, minimum=0):
     lacking = sum(1 for uuid in uuids if uuid not in ours)
     slots = our_slots(probe, fsid)
     if probe.get("error"):
-        return "refused", probe["error"]
+        return judge_device(probe, fsid)
     if slots is not None:
         held = {(slot["label"] or {}).get("osd_uuid", "") for slot in slots}
         lacking = sum(1 for uuid in uuids if not uuid or uuid not in held)

@@ -14,7 +14,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudctl import ceph as desired_state
@@ -94,6 +94,8 @@ def test_a_damaged_label_is_never_an_empty_device(at: int, noise: bytes) -> None
         ({"error": "there is no such device"}, "no such device"),
         ({"read_only": True}, "read-only"),
         ({"mounts": ["/", "/home"]}, "mounted (/, /home)"),
+        ({"mounts": ["/var/lib/docker"]}, "the system disk"),
+        ({"mounts": ["/"], "error": "it can't be read"}, "the system disk"),
         ({"swap": True}, "swap"),
         ({"children": ["sdb1", "sdb2"]}, "sdb1, sdb2"),
         ({"signatures": ["gpt", "PMBR"]}, "partition table (gpt)"),
@@ -230,6 +232,7 @@ def test_a_journal_device_that_is_too_small(
     assert word in problem
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 64), st.integers(1, 8), st.sampled_from([0, GIB, 3 * GIB]), st.sampled_from([MIB, GIB]),
     st.lists(st.tuples(st.integers(1, 8), st.booleans()), max_size=4),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudctl.errors import (
@@ -59,6 +59,7 @@ def refs(found: Any) -> list[str]:
 # -- where data goes ---------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from("abcdefgh"), st.just(0.0) | st.floats(0.01, 100), max_size=8),
     st.integers(1, 5),
@@ -97,6 +98,7 @@ def test_uneven_osds_stay_uneven() -> None:
     assert found.full[1] >= 0.6
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 5), st.floats(1, 60)), min_size=3, max_size=12),
     st.sets(st.integers(0, 11), max_size=3),

@@ -185,11 +185,13 @@ def _prepare(device: str, journal: str | None) -> str:
     )
 
 
-def _last_steps(site: Site, report: Report) -> list[Step]:
+def _last_steps(site: Site, report: Report, before: Cluster) -> list[Step]:
     """Return how every operation ends."""
+    ignore = wait.others_complaints(before)
     return [
         Step(
-            "settle", "wait until data is where it belongs", lambda _: settle(site, report), every_time=True
+            "settle", "wait until data is where it belongs", lambda _: settle(site, report, ignore),
+            every_time=True,
         ),
         Step("restore", "restore the options", lambda _: _release(site, report), every_time=True),
     ]  # fmt: skip
