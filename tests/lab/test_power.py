@@ -340,14 +340,37 @@ def test_after_a_power_cut_nothing_acknowledged_is_missing(
 
 
 @long
-def test_killed_in_each_step(cloudctl: Cloudctl, tenant: dict[str, Any]) -> None:
-    killed = run_with_kills("down", "--power-off", "--yes", at=lambda key: True, timeout=3000)
-    check_runs("down", killed, "check")
-    assert len(killed) >= len(journal("down")["steps"]) - 2, killed
-    killed = run_with_kills("up", at=lambda key: True, timeout=3000)
-    check_runs("up", killed, "nodes")
-    check_tenant(tenant)
-    deploy_changes_nothing()
+def test_killed_in_each_step_and_a_storage_node_that_comes_late(
+    cloudctl: Cloudctl, tenant: dict[str, Any]
+) -> None:
+    ceph("osd set noscrub")
+    try:
+        with ObjectLedger() as objects, Ledger() as ledger:
+            objects.wait_for(50)
+            ledger.wait_for(200)
+            killed = run_with_kills("down", "--power-off", "--yes", at=lambda key: True, timeout=3000)
+        check_runs("down", killed, "check")
+        assert len(killed) >= len(journal("down")["steps"]) - 2, killed
+        victim = nodes_of("storage")[-1]
+        broken(victim)
+        try:
+            result = cloudctl("cluster", "up", "--wait", "25", timeout=900)
+        finally:
+            mended(victim)
+        assert result.rc == 4 and "storage-node-absent" in result.refs, str(result)
+        assert f"--accept-missing {victim}" in result.err and "flags" not in journal("up")["steps"]
+        first = len(journal("up")["steps"])
+        killed = run_with_kills("up", at=lambda key: True, timeout=3000)
+        assert len(killed) >= len(journal("up")["steps"]) - 2 - first, killed
+        check_runs("up", killed, "nodes")
+        assert flags() == {"noscrub"}
+        check_tenant(tenant)
+        report("killed in each step", database=ledger.check(), objects=objects.check())
+        ledger.drop()
+        objects.drop()
+        deploy_changes_nothing()
+    finally:
+        ceph("osd unset noscrub")
 
 
 @long
