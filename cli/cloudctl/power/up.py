@@ -92,9 +92,12 @@ def _checks(world: World) -> Step:
 
         checked = check(world.site)
         found = [finding for finding in checked.findings if finding.ref.startswith(CHECKED)]
+        warned: dict[str, list[str]] = {}
         for finding in found:
-            if finding.warning:
-                world.note(f"{finding.node}: {finding.message}")
+            if finding.warning and finding.node not in warned.setdefault(finding.message, []):
+                warned[finding.message].append(str(finding.node))
+        for message, where in warned.items():
+            world.note(f"{message} ({', '.join(where)})")
         errors = [finding.as_error() for finding in found if not finding.warning]
         errors += [error for node, error in checked.silent.items() if node not in _absent(journal)
                    and node in world.roles.all]  # fmt: skip
