@@ -44,6 +44,14 @@ def give_up(journal: Journal) -> None:
         journal.forget()
 
 
+def drop(site: Path, name: str, node: str) -> None:
+    """Nobody has to go on with a node any more."""
+    journal = Journal(site, name)
+    left = _left(journal)
+    if node in left:
+        journal.keep(unfinished={other: value for other, value in left.items() if other != node})
+
+
 def joining(site: Path) -> dict[str, str]:
     """Return by name the role of every node whose joining was begun and did not end."""
     return _left(Journal(site, ADD))

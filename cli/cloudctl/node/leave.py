@@ -1,0 +1,342 @@
+"""Letting a node leave: what it serves goes elsewhere first, then it is forgotten, and at last the inventory.
+
+A node that works is emptied; one that will never come back (``dead``) has to be off, really: what ran there
+is started elsewhere, and what it held is made complete from the other copies.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from cloudctl.engine.render import COMPOSE_PATH, CONFIG_ROOT
+from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, Unreachable, UsageError
+from cloudctl.node.enroll import KNOWN_HOSTS
+from cloudctl.node.instances import Compute, refuse_immovable, way_of
+from cloudctl.node.inventory import read_text, tidied, write_text
+from cloudctl.node.join import Change, tell
+from cloudctl.operations.call import call
+from cloudctl.operations.steps import Step
+from cloudctl.runs.record import write_atomically
+from cloudctl.site.edit_inventory import remove_host
+from cloudctl.site.model import Node, Site
+from cloudctl.verify.guest import ping
+
+Say = Callable[[str], None]
+
+
+def refuse_indispensable(site: Site, node: Node) -> None:
+    """Refuse nodes that a cloud cannot lose, whatever their state. Pure.
+
+    Raises:
+        UsageError, CheckFailed: why not.
+    """
+    if "deploy" in node.groups:
+        raise UsageError("node-is-deploy", f"{node.name} is the deploy node: everything runs from it")
+    if "control" in node.groups:
+        count = len(site.group("control"))
+        raise CheckFailed(
+            "controller-quorum",
+            f"of {count} controllers {count - 1} would be left, which form no safe majority"
+            if count > 1
+            else f"{node.name} is the only controller",
+            where=node.name,
+            hint=f"a controller is replaced, not removed: cloudctl node replace {node.name}",
+        )
+    if "mons" in node.groups:
+        raise CheckFailed(
+            "node-holds-monitor", f"{node.name} holds a Ceph monitor", where=node.name,
+            hint="put another node into the group mons in its place, deploy, then remove it",
+        )  # fmt: skip
+    for group in ("compute", "storage"):
+        if group in node.groups and len(site.group(group)) == 1:
+            raise CheckFailed(
+                f"last-{group}", f"{node.name} is the last node of the group {group}", where=node.name,
+                hint="cloudctl node add another one first",
+            )  # fmt: skip
+
+
+def without_host_key(known: str, node: Node) -> str:
+    """Return known_hosts without a node's lines. Pure."""
+    names = {node.name, node.address}
+    kept = [line for line in known.splitlines() if not names & set(line.split(" ")[0].split(","))]
+    return "".join(f"{line}\n" for line in kept)
+
+
+@dataclass
+class Leaving:
+    """A node on its way out.
+
+    Attributes:
+        site: as it is.
+        node: that leaves.
+        role: what it does in the cloud: compute, storage, both or nothing (it waits in newnodes).
+        change: what it means for the others.
+        dead: it will never come back.
+        say: told what is done.
+    """
+
+    site: Site
+    node: Node
+    roles: Collection[str]
+    change: Change
+    dead: bool
+    say: Say
+    compute: Compute
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The node's."""
+        return self.node.name
+
+    # -- check ---------------------------------------------------------------------------------
+
+    def check(self) -> str:
+        """Refuse what would lose something.
+
+        Raises:
+            CheckFailed, Unreachable: why it must not be done; nothing was changed.
+        """
+        if self.dead:
+            self._refuse_alive()
+        elif self.roles:
+            self._refuse_silent()
+        told = []
+        if "compute" in self.roles:
+            told.append(self._check_compute())
+        if "storage" in self.roles:
+            told.append(self._check_storage())
+        return "; ".join(told)
+
+    def _refuse_silent(self) -> None:
+        answers = call(self.site.path, "ansible.builtin.ping", {self.name: {}})
+        if self.name in answers.failed:
+            error = answers.failed[self.name]
+            raise Unreachable(
+                error.ref, error.message, where=self.name,
+                hint=f"switch it on; if it will never come back: cloudctl node remove {self.name} --dead",
+            )  # fmt: skip
+
+    def _refuse_alive(self) -> None:
+        """Two machines that write the same disk destroy it: what is called dead must be off."""
+        signs = []
+        if ping(self.node.address):
+            signs.append(f"{self.node.address} answers pings")
+        try:
+            with socket.create_connection((self.node.address, 22), timeout=3):
+                signs.append("its SSH server answers")
+        except OSError:
+            pass
+        signs += self._other_signs()
+        if signs:
+            raise CheckFailed(
+                "node-alive", f"{self.name} is not dead: {', '.join(signs)}", where=self.name,
+                hint=f"without --dead its work is moved away first; else switch {self.name} off, really",
+            )  # fmt: skip
+
+    def _other_signs(self) -> list[str]:
+        """Ask the power control, and a controller on the other networks."""
+        from cloudctl.power.drivers import ON, power_driver
+
+        signs = []
+        try:
+            if power_driver(self.site).states([self.name]).get(self.name) == ON:
+                signs.append("its power is on")
+        except CloudctlError:
+            pass
+        asker = self.site.group("control")[0]
+        peers = [
+            {
+                "network": port.network, "node": self.name, "source": source, "address": port.address,
+                "mtu": 1500,
+            }
+            for port in self.node.interfaces.values()
+            if port.address and (source := asker.address_on(port.network))
+        ]  # fmt: skip
+        answers = call(self.site.path, "cloudctl_ping", {asker.name: {"peers": peers}})
+        facts = answers.ok.get(asker.name, {}).get("ansible_facts") or {}
+        for peer in facts.get("cloudctl_ping") or []:
+            if peer["full"] or peer["small"]:
+                signs.append(f"it answers on network {peer['network']}")
+        return signs
+
+    def _check_compute(self) -> str:
+        guests = [guest for guest in self.compute.guests(self.name) if way_of(guest) != "gone"]
+        others = self.compute.others_up(self.name)
+        if guests and not others:
+            raise CheckFailed(
+                "no-other-compute", "no other compute node takes instances", where=self.name,
+                hint="cloudctl status; enable or add one",
+            )  # fmt: skip
+        if not self.dead:
+            refuse_immovable(self.name, guests)
+        self.report["instances"] = [guest.name for guest in guests]
+        return f"{len(guests)} instances, {len(others)} other compute nodes"
+
+    def _check_storage(self) -> str:
+        from cloudctl import osd
+
+        cluster = osd.read(self.site)
+        ids = [entry.id for entry in cluster.on(self.name)]
+        found = osd.forecast(cluster, ids)
+        osd.refuse(found)
+        self.report["osds"] = ids
+        gib = found.moved_kb / (1 << 20)
+        return f"{len(ids)} OSDs, {gib:.1f} GiB to move, the fullest OSD gets {found.fullest:.0%}"
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def _ids(self) -> list[int]:
+        from cloudctl import osd
+
+        return [entry.id for entry in osd.read(self.site).on(self.name)]
+
+    def drain(self) -> str:
+        """Let all data leave the node's OSDs."""
+        from cloudctl import osd
+
+        ids = self._ids()
+        osd.drain(self.site, ids, self.say)
+        return f"{len(ids)} OSDs are empty" if ids else "it has no OSD"
+
+    def remove_osds(self) -> str:
+        """Take the OSDs out of the cluster."""
+        from cloudctl import osd
+
+        gone = osd.remove(self.site, self._ids(), self.say, dead=self.dead)
+        return ", ".join(f"osd.{number}" for number in gone) or "none was left"
+
+    def forget_host(self) -> str:
+        """Take the node out of Ceph's orchestrator and out of CRUSH."""
+        from cloudctl.osd.remote import ask, mgr, mon
+
+        hosts = json.loads(
+            ask(self.site, [mgr("orch host ls", timeout=30)], "listing Ceph's hosts")[0]["out"]
+        )
+        if any(entry["hostname"] == self.name for entry in hosts):
+            if not self.dead:
+                drain = mgr("orch host drain", hostname=self.name, force=True, timeout=60, may_fail=True)
+                ask(self.site, [drain], f"emptying {self.name}", changing=True)
+                self._wait_for_daemons()
+            remove = mgr("orch host rm", hostname=self.name, force=True, offline=self.dead, timeout=120)
+            ask(self.site, [remove], f"removing {self.name} from Ceph", changing=True)
+        bucket = mon("osd crush remove", name=self.name, may_fail=True)
+        ask(self.site, [bucket], f"removing {self.name} from CRUSH", changing=True)
+        return "no host of Ceph any more"
+
+    def _wait_for_daemons(self) -> None:
+        from cloudctl.osd.remote import ask, mgr
+
+        end = time.monotonic() + 90
+        while True:
+            question = mgr("orch ps", hostname=self.name, refresh=True, timeout=60, may_fail=True)
+            (answer,) = ask(self.site, [question], "listing daemons")
+            if answer["rc"] == 0 and not json.loads(answer["out"] or "[]"):
+                return
+            if time.monotonic() > end:  # what is left (it holds no data) goes with the host
+                return
+            time.sleep(3)
+
+    def stop_services(self) -> str:
+        """End our containers on the node and remove what holds secrets.
+
+        Raises:
+            ApplyFailed: guests run there, whatever the API says.
+        """
+        if "compute" in self.roles:
+            self._refuse_guests()
+        script = (
+            f"if [ -f {COMPOSE_PATH} ]; then docker compose --file {COMPOSE_PATH} down --timeout 30 --volumes"
+            f"; fi; rm -rf {CONFIG_ROOT} /etc/cloudctl /var/lib/cloudctl"
+            # What our containers told the kernel outlives them: the next cloud's packets would be dropped.
+            "; nft list tables 2>/dev/null | while read -r _ family table; do case $table in cloudctl_*)"
+            " nft delete table $family $table;; esac; done"
+        )
+        fsid = str((self.change.ceph or {}).get("fsid", "")) if "storage" in self.roles else ""
+        if fsid:
+            script += (
+                f"; if [ -d /var/lib/ceph/{fsid} ]; then cephadm rm-cluster --force --fsid {fsid}; fi"
+                " ; rm -f /etc/ceph/*.keyring"
+            )
+        arguments = {"argv": ["sh", "-c", script]}
+        call(self.site.path, "ansible.builtin.command", {self.name: arguments}, changing=True).all_or_raise()
+        return "its containers and their configuration are gone"
+
+    def _refuse_guests(self) -> None:
+        """Ask the hypervisor itself: only it knows what runs."""
+        from cloudctl.power.guests import domains, is_running
+
+        found, failed = domains(self.site, [self.name])
+        if failed:
+            raise failed[self.name]
+        left = [uuid for uuid, state in found.get(self.name, {}).items() if is_running(state)]
+        if left:
+            raise ApplyFailed(
+                "guests-left", f"{len(left)} guests still run on {self.name}: {', '.join(left)}",
+                where=self.name, hint="move or delete these instances, then the same command goes on",
+            )  # fmt: skip
+
+    def unregister(self) -> str:
+        """Let the APIs forget the node."""
+        return self.compute.forget(self.name)
+
+    def tell(self) -> str:
+        """Tell the others."""
+        unreached = tell(self.change, self.say)
+        told = [node for node, work in self.change.others.items() if work and node not in unreached]
+        text = f"told {len(told)} nodes, one call each"
+        return text + (f"; not reached, a deploy tells them: {', '.join(unreached)}" if unreached else "")
+
+    def settle(self) -> str:
+        """Take the node out of the inventory and of known_hosts."""
+        path = self.site.path
+        text = read_text(path)
+        try:
+            text = remove_host(text, self.name)
+        except UsageError:
+            return "it was gone already"
+        write_text(path, tidied(path, text))
+        known = path / KNOWN_HOSTS
+        if known.exists():
+            write_atomically(
+                known, without_host_key(known.read_text(encoding="utf-8"), self.node), mode=0o644
+            )
+        return f"{self.name} is gone"
+
+
+def build(leaving: Leaving) -> list[Step]:
+    """Return the steps in order."""
+    name, dead = leaving.name, leaving.dead
+    steps: list[Step] = []
+
+    def add(key: str, title: str, run: Callable[[], str], nodes: list[str], *commands: str) -> None:
+        # Each looks at what is there first, and a deploy may have brought things back: all run again.
+        steps.append(Step(key, title, lambda journal: run(), nodes, commands, every_time=True))
+
+    if "compute" in leaving.roles:
+        compute = leaving.compute
+        if dead:
+            add("fence", "mark the compute service down", lambda: compute.fence(name), [])
+            add("evacuate", "start its instances elsewhere", lambda: compute.evacuate(name, leaving.say), [])
+        else:
+            add("disable", "keep new instances away", lambda: compute.disable(name), [])
+            add("move", "move its instances away", lambda: compute.move_away(name, leaving.say), [])
+    if "storage" in leaving.roles:
+        title = "make its data complete elsewhere" if dead else "move its data away"
+        add("drain", title, leaving.drain, [], "ceph osd crush reweight … 0, wait for active+clean")
+        add("osds", "remove its OSDs", leaving.remove_osds, [], "ceph osd purge …")
+        add("host", "remove it from Ceph", leaving.forget_host, [], f"ceph orch host rm {name}")
+    if leaving.roles and not dead:
+        add("stop", "end its services", leaving.stop_services, [name])
+    if "compute" in leaving.roles:
+        add("unregister", "remove its registrations", leaving.unregister, [])
+    told = [node for node, work in leaving.change.others.items() if work]
+    if told:
+        add("tell", "what the others need to know", leaving.tell, told)
+    add("settle", "the inventory", leaving.settle, [])
+    return steps
