@@ -30,7 +30,16 @@ def refuse(made: Mapping[str, Any]) -> None:
     """
     errors: list[CloudctlError] = []
     for change in made["ceph"]:
-        if change["action"] == "refuse":
+        if change["action"] == "refuse" and change["kind"] == "pool":
+            errors.append(
+                CheckFailed(
+                    "ceph-pool-class",
+                    f"the pool {change['name']} can't be placed by class: {change['reason']}",
+                    where="settings.yml",
+                    hint="add OSDs of that class (cloudctl osd add --class), or another class",
+                )
+            )
+        elif change["action"] == "refuse":
             node, _colon, device = str(change["name"]).partition(":")
             errors.append(
                 CheckFailed(

@@ -1,0 +1,386 @@
+"""Disks of the storage cluster come, are replaced and go; what must not happen is refused.
+
+They want a lab whose storage servers have two data disks on one journal disk, and spare ones:
+``cloudctl lab create --topology storage --data-disks 2 --spare-disks 2`` (all services but Ceph may be off).
+They leave it as they found it, but for the name of one device in the inventory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SITE, lab_nodes, read_containers, run_cloudctl, run_on, start_cloudctl
+from test_power import kill
+
+from cloudctl.lab.host import run
+from cloudctl.lab.nodes import STATE
+
+Cloudctl = Callable[..., Any]
+INVENTORY = SITE / "inventory" / "hosts.yml"
+POOL = "osdtest"
+SPARE, SECOND = "/dev/disk/by-id/lab-spare1", "/dev/disk/by-id/lab-spare2"
+LONG = 1200.0
+
+
+def ceph(command: str, *, tool: str = "ceph", check: bool = True) -> str:
+    """Run a command of Ceph's as the administrator, in the first monitor's container."""
+    script = (
+        "name=$(docker ps --format '{{.Names}}' | grep -E 'ceph-.*-mon[-.]') &&"
+        " docker exec -i $name sh -c 'umask 077; cat > /tmp/admin' < /etc/ceph/ceph.client.admin.keyring &&"
+        f" docker exec $name {tool} -n client.admin -k /tmp/admin {command}"
+    )
+    return run_on("ctl01", script, check=check, timeout=300)
+
+
+def osds() -> dict[int, dict[str, Any]]:
+    """Return what the cluster knows of its OSDs: host, device, journal, up, uuid."""
+    known = {entry["id"]: entry for entry in json.loads(ceph("osd metadata --format json"))}
+    return {
+        entry["osd"]: {
+            "uuid": entry["uuid"],
+            "up": bool(entry["up"]),
+            "host": known.get(entry["osd"], {}).get("hostname", ""),
+            "device": known.get(entry["osd"], {}).get("bluestore_bdev_partition_path", ""),
+            "journal": known.get(entry["osd"], {}).get("bluefs_db_partition_path", ""),
+        }
+        for entry in json.loads(ceph("osd dump --format json"))["osds"]
+    }
+
+
+def lasting_name(node: str, device: str) -> str:
+    """Return the name below by-id of a node's device."""
+    command = f"for l in /dev/disk/by-id/*; do [ $(readlink -f $l) = {device} ] && echo $l; done; true"
+    return run_on(node, command).split()[0]
+
+
+def assert_well(count: int) -> None:
+    """Everything is active+clean, nothing complains, nothing is throttled any more, so many OSDs run."""
+    status = json.loads(ceph("status --format json"))
+    assert status["health"]["status"] == "HEALTH_OK", status["health"]
+    states = {item["state_name"] for item in status["pgmap"]["pgs_by_state"]}
+    assert all("active+clean" in state for state in states), states
+    assert sum(item["up"] for item in osds().values()) == len(osds()) == count
+    options = {entry["name"] for entry in json.loads(ceph("config dump --format json"))}
+    assert "osd_mclock_profile" not in options
+
+
+def assert_deploy_changes_nothing() -> None:
+    before = read_containers()
+    result = run_cloudctl("deploy", "--yes", "--output", "json")
+    assert result.rc == 0, str(result)
+    assert result.json["summary"] == "nothing to change"
+    assert read_containers() == before
+
+
+def changed_lines(before: str) -> list[str]:
+    """Return the lines of the inventory that are not as they were, with + and -."""
+    lines = difflib.unified_diff(before.splitlines(), INVENTORY.read_text().splitlines(), n=0, lineterm="")
+    return [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def storage() -> None:
+    if not {"ctl01", "osd01", "osd02", "osd03"} <= set(lab_nodes()):
+        pytest.skip("needs a lab with three storage servers")
+    if not run_on("osd01", f"test -e {SECOND} && echo yes", check=False).strip():
+        pytest.skip("needs a lab with spare disks")
+
+
+@pytest.fixture(scope="module")
+def data(storage: None) -> Iterator[Callable[[], str]]:
+    """Objects in a pool of three copies; yields what reads all of them and tells their checksum."""
+    ceph(f"osd pool create {POOL} 16")
+    ceph(f"osd pool application enable {POOL} rados")
+    _write()
+
+    def checksum() -> str:
+        return _in_mon(
+            "for i in $(seq 1 48); do"
+            f" rados -n client.admin -k /tmp/admin -p {POOL} get object$i - ; done | md5sum"
+        )
+
+    yield checksum
+    ceph("config set mon mon_allow_pool_delete true")
+    ceph(f"osd pool rm {POOL} {POOL} --yes-i-really-really-mean-it")
+    ceph("config rm mon mon_allow_pool_delete")
+
+
+def _in_mon(script: str) -> str:
+    """Run a shell script in the first monitor's container, where ``ceph`` has put the administrator's key."""
+    ceph("health")
+    name = run_on("ctl01", "docker ps --format '{{.Names}}' | grep -E 'ceph-.*-mon[-.]'").strip()
+    return run_on("ctl01", f"docker exec -i {name} sh <<'END'\n{script}\nEND", timeout=600)
+
+
+def _write() -> None:
+    _in_mon(
+        "head -c 4M /dev/urandom > /tmp/object; for i in $(seq 1 48); do echo $i >> /tmp/object;"
+        f" rados -n client.admin -k /tmp/admin -p {POOL} put object$i /tmp/object; done; rm /tmp/object"
+    )
+
+
+# -- the deploy --------------------------------------------------------------------------------
+
+
+def test_two_data_devices_share_one_journal_device() -> None:
+    found = osds()
+    for node in ("osd01", "osd02", "osd03"):
+        own = [item for item in found.values() if item["host"] == node]
+        assert len(own) == 2 and all(item["up"] for item in own)
+        journals = {item["journal"] for item in own}
+        disk = run_on(node, "readlink -f /dev/disk/by-id/lab-journal1").strip()
+        assert journals == {f"{disk}p1", f"{disk}p2"}, journals
+        assert len({item["device"] for item in own}) == 2
+
+
+# -- refusals: nothing changes -----------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def nothing_changes() -> Iterator[None]:
+    before = INVENTORY.read_text(), read_containers(), osds(), ceph("osd crush dump")
+    yield
+    assert (INVENTORY.read_text(), read_containers(), osds(), ceph("osd crush dump")) == before
+
+
+LVM = """
+import struct, sys, zlib
+# What pvcreate writes, without a device mapper to run it: a label in the second sector, with its checksum.
+label = bytearray(512)
+label[0:16] = b"LABELONE" + struct.pack("<Q", 1)
+label[20:64] = struct.pack("<I", 32) + b"LVM2 001" + b"abcdefghijklmnopqrstuvwxyz012345"
+crc = zlib.crc32(bytes(label[20:]), 0xF597A6CF ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
+label[16:20] = struct.pack("<I", crc)
+with open(sys.argv[1], "r+b") as disk:
+    disk.seek(512)
+    disk.write(label)
+"""
+FOREIGN = """
+import struct, sys
+text = lambda value: struct.pack("<I", len(value)) + value
+head = b"bluestore block device\\n" + b"11111111-2222-4333-8444-555555555555" + b"\\n"
+with open(sys.argv[1], "r+b") as disk:
+    disk.write(
+        head + struct.pack("<BBI", 2, 1, 0) + bytes(32) + text(b"main") + struct.pack("<I", 1)
+        + text(b"ceph_fsid") + text(b"99999999-2222-4333-8444-555555555555")
+    )
+"""
+TABLE = "sgdisk --new=1:0:+64M {disk} >/dev/null; partx --delete {disk}; true"
+MOUNT = "mkdir -p /mnt/spoiled; mount {disk} /mnt/spoiled"
+SPOILED = {
+    "a partition table": (TABLE, "partition table"),
+    "LVM": (f"python3 - {{disk}} <<'END'{LVM}END", "LVM"),
+    "another cluster's OSD": (f"python3 - {{disk}} <<'END'{FOREIGN}END", "another Ceph cluster"),
+    "a file system": ("true", "ext4"),
+    "a mount": (MOUNT, "mounted (/mnt/spoiled)"),
+    "swap": ("mkswap -q {disk}", "swap"),
+}
+CLEAN = (
+    "umount /mnt/spoiled 2>/dev/null; wipefs --all --quiet {disk}; partx --delete {disk} 2>/dev/null;"
+    " dd if=/dev/zero of={disk} bs=1M count=4 conv=fsync status=none"
+)
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_a_disk_with_something_on_it_is_refused(cloudctl: Cloudctl, kind: str) -> None:
+    spoil, word = SPOILED[kind]
+    disk = run_on("osd01", f"readlink -f {SPARE}").strip()
+    if kind in ("a file system", "a mount"):  # the node has no mkfs: the lab's host has
+        run(["mkfs.ext4", "-q", "-F", str(STATE / "nodes/osd01/disks/spare1.img")])
+        run_on("osd01", f"blockdev --flushbufs {disk}")
+    run_on("osd01", spoil.replace("{disk}", disk))
+    content = run_on("osd01", f"head -c 1M {disk} | md5sum")
+    try:
+        with nothing_changes():
+            result = cloudctl("osd", "add", "osd01", SPARE, "--journal", SECOND, "--yes")
+        assert (result.rc, result.refs) == (4, ["osd-device-refused"]), str(result)
+        assert word in result.err, str(result)
+        assert run_on("osd01", f"head -c 1M {disk} | md5sum") == content
+    finally:
+        run_on("osd01", CLEAN.replace("{disk}", disk))
+
+
+def test_other_devices_that_are_refused(cloudctl: Cloudctl) -> None:
+    """The system disk, devices that are OSDs or journals, that are not there; a journal that is too small."""
+    own = next(item for item in osds().values() if item["host"] == "osd01")
+    small, size = "/dev/disk/by-id/lab-spare2", 100
+    disk = run_on("osd01", f"readlink -f {small}").strip()
+    # The file system that carries the server itself; a real one is found in the same way, by what is mounted.
+    number = run_on("osd01", "stat -c '%Hd %Ld' /var/lib/docker").strip()
+    run_on("osd01", f"rm -f /dev/vda; mknod /dev/vda b {number}")
+    cases: list[tuple[list[str], str, str]] = [
+        (["osd01", "/dev/vda", "--journal", SECOND], "osd-device-refused", "system disk"),
+        (
+            ["osd01", lasting_name("osd01", own["device"]), "--journal", SECOND],
+            "osd-device-refused",
+            "already",
+        ),
+        (["osd01", "/dev/disk/by-id/lab-journal1", "--journal", SECOND], "osd-device-refused", "on it"),
+        (["osd01", "/dev/nothing", "--journal", SECOND], "osd-device-refused", "no such device"),
+        (["osd01", SPARE], "osd-device-refused", "too small"),  # both journals take all of the shared one
+        (["osd09", SPARE], "node-unknown", "osd09"),
+        (["ctl01", SPARE], "node-unknown", "ctl01"),
+    ]
+    try:
+        with nothing_changes():
+            for arguments, ref, word in cases:
+                result = cloudctl("osd", "add", *arguments, "--yes")
+                assert result.refs == [ref], (arguments, str(result))
+                assert word in result.err, (arguments, str(result))
+            run_on(
+                "osd01", f"sgdisk --new=1:0:+{size}M {disk} >/dev/null; partx --add {disk} 2>/dev/null; true"
+            )
+            part = run_on("osd01", f"cat /sys/class/block/$(basename {disk})p1/dev").strip().replace(":", " ")
+            run_on("osd01", f"rm -f {disk}p1; mknod {disk}p1 b {part}")
+            result = cloudctl("osd", "add", "osd01", SPARE, "--journal", f"{disk}p1", "--yes")
+            assert result.refs == ["osd-device-refused"] and f"too small: {size} MiB" in result.err, str(
+                result
+            )
+    finally:
+        run_on("osd01", f"rm -f /dev/vda {disk}p1; sgdisk --zap-all {disk} >/dev/null; partx --delete {disk}"
+               " 2>/dev/null; true")  # fmt: skip
+
+
+def test_removals_that_are_refused(cloudctl: Cloudctl, data: Callable[[], str]) -> None:
+    """Below three copies; near full; an unknown OSD; a device to erase that is another's."""
+    found = osds()
+    on = {node: sorted(n for n, item in found.items() if item["host"] == node) for node in ("osd01", "osd02")}
+    preview = cloudctl("osd", "remove", str(on["osd01"][0]), "--dry-run", "--output", "json")
+    assert preview.rc == 0, str(preview)
+    # Between how full the node's other OSD is and what it would be.
+    ahead = preview.json["forecast"]
+    fullest = max(ahead["full"], key=lambda number: ahead["full"][number])
+    assert ahead["full"][fullest] > ahead["before"][fullest] + 0.005
+    ratio = (ahead["full"][fullest] + max(ahead["before"].values())) / 2
+    other = lasting_name("osd01", found[on["osd01"][1]]["device"])
+    with nothing_changes():
+        result = cloudctl("osd", "remove", *map(str, on["osd02"]), "--yes")
+        assert "osd-failure-domain" in result.refs and result.rc == 4, str(result)
+        assert "3 copies" in result.err
+        result = cloudctl("osd", "remove", "99", "--yes")
+        assert (result.rc, result.refs) == (2, ["osd-unknown"]), str(result)
+        result = cloudctl("osd", "remove", str(on["osd01"][0]), "--zap", other, "--yes")
+        assert (result.rc, result.refs) == (4, ["osd-zap-other"]), str(result)
+        result = cloudctl(
+            "osd", "remove", str(on["osd01"][0]), "--zap", found[on["osd01"][0]]["device"], "--yes"
+        )
+        assert (result.rc, result.refs) == (2, ["osd-zap-name"]), str(result)
+        ceph(f"osd set-nearfull-ratio {ratio:.4f}")
+        try:
+            result = cloudctl("osd", "remove", str(on["osd01"][0]), "--yes")
+            assert (result.rc, result.refs) == (4, ["osd-near-full"]), str(result)
+        finally:
+            ceph("osd set-nearfull-ratio 0.85")
+
+
+def test_a_pool_of_a_class_that_too_few_nodes_have(site_copy: Any) -> None:
+    pools = {"extra": [{"name": "fast", "device_class": "nvme"}]}
+    site_copy.edit("settings.yml", lambda settings: settings["ceph"].setdefault("pools", {}).update(pools))
+    with nothing_changes():
+        result = site_copy.cloudctl("deploy", "--yes")
+        assert (result.rc, result.refs) == (4, ["ceph-pool-class"]), str(result)
+        pools["extra"][0]["device_class"] = "hdd"
+        site_copy.edit("settings.yml", lambda settings: settings["ceph"]["pools"].update(pools))
+        result = site_copy.cloudctl("plan")
+        assert result.rc == 0 and "fast" in result.out, str(result)
+
+
+# -- a disk goes, another fails, a disk comes --------------------------------------------------
+
+
+def fail(node: str, number: int, device: str) -> None:
+    """Let a disk fail: its OSD ends, and the file behind the loop device is gone."""
+    unit = run_on(node, f"systemctl list-units --plain --no-legend 'ceph-*@osd.{number}.service'").split()[0]
+    run_on(node, f"systemctl stop {unit}")
+    disk = next(
+        d
+        for d in (STATE / "nodes" / node / "disks").glob("*.img")
+        if lasting_name(node, device).endswith(d.stem)
+    )
+    run(["losetup", "--detach", device])
+    disk.unlink()
+    ceph(f"osd down {number}")
+
+
+def put_in(node: str) -> None:
+    """Put new disks where files are gone."""
+    names = {disk["name"] for disk in json.loads(run_on(node, "cat /etc/cloudctl-lab/disks.json"))}
+    for name in names:
+        path = STATE / "nodes" / node / "disks" / f"{name}.img"
+        if not path.exists():
+            with path.open("wb") as file:
+                file.truncate(8 * 2**30)
+    run_on(node, "/usr/local/sbin/lab-disks")
+
+
+def test_out_replaced_and_in(cloudctl: Cloudctl, data: Callable[[], str]) -> None:
+    """One test: each part begins where the one before ended, and moving data takes its time."""
+    whole, text = data(), INVENTORY.read_text()
+    begin = osds()
+    gone = min(begin)
+    home, device = begin[gone]["host"], lasting_name(begin[gone]["host"], begin[gone]["device"])
+
+    # remove, with its device erased by name; its journal's place becomes free
+    result = cloudctl("osd", "remove", str(gone), "--zap", device, "--yes", timeout=LONG)
+    assert result.rc == 0, str(result)
+    assert gone not in osds()
+    assert_well(len(begin) - 1)
+    assert data() == whole
+    assert run_on(home, f"wipefs {device}").strip() == ""
+    assert [line for line in changed_lines(text) if home in line or "devices" in line] == changed_lines(text)
+    assert changed_lines(text)
+    assert_deploy_changes_nothing()
+
+    # replace: the file is gone; a lower id is free, and must not be taken
+    victim = max(number for number, item in begin.items() if item["host"] != home)
+    node, failed = begin[victim]["host"], begin[victim]["device"]
+    fail(node, victim, failed)
+    before = INVENTORY.read_text()
+    refused = cloudctl("osd", "replace", str(victim), "--yes")
+    assert refused.refs == ["osd-device-refused"], str(refused)  # there is nothing in its place yet
+    put_in(node)
+    result = cloudctl("osd", "replace", str(victim), "--yes", timeout=LONG)
+    assert result.rc == 0, str(result)
+    after = osds()
+    assert sorted(after) == sorted(set(begin) - {gone})
+    assert after[victim]["uuid"] != begin[victim]["uuid"]
+    assert (after[victim]["host"], after[victim]["journal"]) == (node, begin[victim]["journal"])
+    assert_well(len(begin) - 1)
+    assert data() == whole
+    assert INVENTORY.read_text() == before
+    assert_deploy_changes_nothing()
+
+    # add: killed in the middle, and given again
+    process = start_cloudctl("osd", "add", home, device, "--yes")
+    journal = SITE / ".cloudctl" / "operations" / "osd-add.json"
+    deadline = time.monotonic() + 300
+    while state_of(journal, "create") != "begun":
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.1)
+    time.sleep(1)
+    kill(process)
+    result = cloudctl("osd", "add", home, device, "--yes", timeout=LONG)
+    assert result.rc == 0, str(result)
+    assert sorted(osds()) == sorted(begin)
+    assert osds()[gone]["journal"] == begin[gone]["journal"]
+    assert_well(len(begin))
+    assert data() == whole
+    assert device in INVENTORY.read_text()
+    assert_deploy_changes_nothing()
+    result = cloudctl("osd", "add", home, device, "--yes")
+    assert result.rc == 0 and "Nothing to do" in result.out, str(result)
+
+
+def state_of(journal: Path, key: str) -> str | None:
+    """Return where a step of an unfinished operation stands."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        found = json.loads(journal.read_text())
+        return None if found["finished"] else str(found["steps"][key]["state"])
+    return None
