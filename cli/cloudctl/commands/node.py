@@ -16,7 +16,7 @@ import click
 from cloudctl.console import Console, Masker, duration, output_option
 from cloudctl.errors import CloudctlError, ConfigError, MultiError, UsageError
 from cloudctl.node_replace.command import replace_command
-from cloudctl.operations.steps import Step, StepOutcome, execute
+from cloudctl.operations.steps import Journal, Step, StepOutcome, as_plan, describe, execute
 from cloudctl.runs.lock import SiteLock
 from cloudctl.runs.record import RunRecord
 from cloudctl.site.load import load_site
@@ -498,3 +498,89 @@ def show_command(site_path: Path, name: str, output: str) -> None:
             console.line(f"  VM         {instance['name']} ({instance['id']}): {instance['status']}")
 
     console.result({**said, "now": found}, text)
+
+
+# -- remove ------------------------------------------------------------------------------------
+
+
+@command.command("remove")
+@click.argument("name")
+@click.option(
+    "--dead", is_flag=True, help="It is off and will never come back: nothing is moved away from it."
+)
+@click.option("--dry-run", is_flag=True, help="Check, and show every step; change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask before anything is changed.")
+@output_option
+@click.pass_obj
+def remove_command(site_path: Path, name: str, dead: bool, dry_run: bool, yes: bool, output: str) -> None:
+    """Let a node leave the cloud.
+
+    Compute: no new instances, its instances move away live, then its services and registrations go. Storage:
+    its data moves away, its OSDs and its host go. At last the inventory. With --dead, for a machine that is
+    off: its instances are started elsewhere, its data is made complete from the other copies. Refused for the
+    last compute node, for controllers, and where data would have too few places. Interrupted at any point,
+    running it again goes on.
+    """
+    from cloudctl.errors import CheckFailed
+    from cloudctl.node import journal, leave
+    from cloudctl.node.future import future_site
+    from cloudctl.node.instances import Compute
+    from cloudctl.node.inventory import WAITING, joined, read_text
+    from cloudctl.node.join import change_of
+    from cloudctl.site.edit_inventory import remove_host
+
+    site, console = _load(site_path, output)
+    node = _known(site, name)
+    leave.refuse_indispensable(site, node)
+    joining = journal.joining(site_path).get(name)
+    began = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(SiteLock(site_path, "node remove"))
+        record = None
+        if not dry_run:
+            record = stack.enter_context(
+                RunRecord(site_path, "node remove", sys.argv[1:], mask=console.masker.mask)
+            )
+        reporter = Reporter(console, record)
+        text, before = read_text(site_path), site
+        roles: list[str] = [group for group in ("compute", "storage") if group in node.groups]
+        if WAITING in node.groups and joining:
+            # Half a member: the others may know it already.
+            roles = [joining]
+            whole = joined(text, {name: joining})
+            before = load_site(stack.enter_context(future_site(site_path, whole, "present")))
+            node = before.nodes[name]
+        future = stack.enter_context(future_site(site_path, remove_host(text, name)))
+        try:
+            change = change_of(before, load_site(future), [name])
+        except CloudctlError as error:
+            raise CheckFailed(
+                "node-needed", f"without {name} the site would not work: {error.message}", where=name,
+                hint=error.hint,
+            ) from error  # fmt: skip
+        leaving = leave.Leaving(site, node, roles, change, dead, reporter.line, Compute(site))
+        steps = leave.build(leaving)
+        state = Journal(site_path, journal.REMOVE)
+        continued = state.open and name in (state.facts.get("nodes") or {})
+        reporter.line(f"checking what {name} serves")
+        reporter.line(leaving.check() or "nothing")
+        if dry_run:
+            lines = describe(steps)
+            data = {"dry_run": True, "node": name, "dead": dead, "steps": as_plan(steps), **leaving.report}
+            console.result(data, lambda: _lines(console, lines))
+            return
+        if not continued:
+            confirm(f"remove {name}", describe(steps), console, yes=yes)
+        state = journal.begin(site_path, journal.REMOVE, {name: "dead" if dead else "alive"})
+        outcomes = execute(steps, state, announce=reporter.announce, report=reporter.report)
+        journal.end(state)
+        journal.drop(site_path, journal.ADD, name)
+        seconds = time.monotonic() - began
+        data = {
+            "removed": name,
+            "dead": dead,
+            "seconds": round(seconds, 1),
+            "steps": [outcome.as_dict() for outcome in outcomes],
+            **leaving.report,
+        }
+        console.result(data, f"Removed {name} in {duration(seconds)}; cloudctl status shows the cloud.")

@@ -1,0 +1,196 @@
+"""Nodes that leave: what is refused, how instances go, what is done in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from site_support import lab_site
+
+from cloudctl.errors import ApplyFailed, CheckFailed, UsageError
+from cloudctl.node import instances, journal, leave
+from cloudctl.node.instances import Compute, Guest, refuse_immovable, way_of
+from cloudctl.node.join import Change
+from cloudctl.node.others import Work
+from cloudctl.site.edit_inventory import add_host
+from cloudctl.site.load import load_site
+from cloudctl.site.model import Node, Site
+
+HOSTS = "inventory/hosts.yml"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    path = lab_site(tmp_path_factory.mktemp("site"))
+    text = add_host((path / HOSTS).read_text(), "compute", "compute02", {"ansible_host": "10.10.10.22"})
+    (path / HOSTS).write_text(text)
+    return load_site(path)
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "ref"),
+    [("deploy", "node-is-deploy"), ("ctl01", "controller-quorum"), ("osd01", "last-storage")],
+)
+def test_nodes_that_a_cloud_cannot_lose(site: Site, name: str, ref: str) -> None:
+    with pytest.raises((CheckFailed, UsageError)) as caught:
+        leave.refuse_indispensable(site, site.nodes[name])
+    assert caught.value.ref == ref
+
+
+def test_the_last_compute_node_stays_and_one_of_two_may_go(site: Site) -> None:
+    leave.refuse_indispensable(site, site.nodes["compute02"])
+    alone = Site(
+        site.path, site.name, site.networks,
+        {name: node for name, node in site.nodes.items() if name != "compute01"}, site.settings,
+    )  # fmt: skip
+    with pytest.raises(CheckFailed) as caught:
+        leave.refuse_indispensable(alone, alone.nodes["compute02"])
+    assert caught.value.ref == "last-compute"
+
+
+def test_a_node_with_a_monitor_stays(site: Site) -> None:
+    with pytest.raises(CheckFailed) as caught:
+        leave.refuse_indispensable(site, Node("osd09", ("storage", "mons"), "10.10.10.219"))
+    assert caught.value.ref == "node-holds-monitor"
+
+
+def test_instances_that_cannot_move_are_named() -> None:
+    guests = [
+        Guest(str(n), f"vm{n}", "h", status) for n, status in enumerate(["ACTIVE", "ERROR", "SUSPENDED"])
+    ]
+    with pytest.raises(CheckFailed, match=r"vm1 \(ERROR\), vm2 \(SUSPENDED\)"):
+        refuse_immovable("h", guests)
+    refuse_immovable("h", guests[:1])
+
+
+def test_how_instances_leave() -> None:
+    ways = {status: way_of(Guest("", "", "", status)) for status in ("ACTIVE", "PAUSED", "SHUTOFF", "ERROR")}
+    assert ways == {"ACTIVE": "live", "PAUSED": "live", "SHUTOFF": "cold", "ERROR": ""}
+    assert way_of(Guest("", "", "", "SHELVED_OFFLOADED")) == "gone"
+
+
+# -- instances on their way ----------------------------------------------------------------------
+
+
+class World(Compute):
+    """An API in which every step of a move takes one look.
+
+    Args:
+        guests: by id, the instance.
+        stuck: ids that come back to where they were.
+    """
+
+    def __init__(self, guests: dict[str, Guest], stuck: tuple[str, ...] = ()) -> None:
+        self.now = guests
+        self.stuck = stuck
+        self.asked: list[tuple[str, str]] = []
+        self.most = 0
+
+    def guests(self, node: str = "") -> list[Guest]:
+        moving = [guest for guest in self.now.values() if guest.task]
+        self.most = max(self.most, len(moving))
+        seen = [guest for guest in self.now.values() if node in ("", guest.host)]
+        for guest in moving:
+            where = guest.host if guest.id in self.stuck else "other"
+            status = "VERIFY_RESIZE" if guest.task == "cold" and where == "other" else guest.status
+            self.now[guest.id] = Guest(guest.id, guest.name, where, status)
+        return seen
+
+    def _act(self, guest: Guest, body: dict[str, Any]) -> None:
+        (action,) = body
+        self.asked.append((guest.id, action))
+        if action == "confirmResize":
+            self.now[guest.id] = Guest(guest.id, guest.name, guest.host, "SHUTOFF")
+        else:
+            task = "cold" if action == "migrate" else "moving"
+            status = "ACTIVE" if (action, guest.status) == ("evacuate", "ERROR") else guest.status
+            self.now[guest.id] = Guest(guest.id, guest.name, guest.host, status, task)
+
+    def _why(self, guest: Guest) -> str:
+        return "no room"
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instances.time, "sleep", lambda seconds: None)
+
+
+def guests(*states: str) -> dict[str, Guest]:
+    return {str(n): Guest(str(n), f"vm{n}", "h", state) for n, state in enumerate(states)}
+
+
+def test_running_instances_move_live_two_at_a_time() -> None:
+    world = World({**guests(*["ACTIVE"] * 5), "x": Guest("x", "x", "elsewhere", "ACTIVE")})
+    assert world.move_away("h", lambda text: None) == "5 instances moved"
+    assert {action for _id, action in world.asked} == {"os-migrateLive"}
+    assert world.most == instances.PARALLEL
+    assert {guest.host for key, guest in world.now.items() if key != "x"} == {"other"}
+
+
+def test_a_stopped_instance_moves_as_it_is() -> None:
+    world = World(guests("SHUTOFF"))
+    world.move_away("h", lambda text: None)
+    assert [action for _id, action in world.asked] == ["migrate", "confirmResize"]
+    assert world.now["0"].status == "SHUTOFF"
+
+
+def test_one_that_does_not_move_is_named_and_the_others_moved() -> None:
+    world = World(guests("ACTIVE", "ACTIVE", "ACTIVE"), stuck=("1",))
+    with pytest.raises(ApplyFailed, match="1 of 3 instances were not moved: vm1: no room"):
+        world.move_away("h", lambda text: None)
+    assert [guest.host for guest in world.now.values()] == ["other", "h", "other"]
+    assert world.asked.count(("1", "os-migrateLive")) == instances.TRIES
+
+
+def test_a_dead_nodes_instances_are_evacuated_whatever_they_are() -> None:
+    world = World(guests("ACTIVE", "SHUTOFF", "ERROR", "SHELVED_OFFLOADED"))
+    assert world.evacuate("h", lambda text: None).startswith("3 instances")
+    assert {action for _id, action in world.asked} == {"evacuate"}
+
+
+def test_a_node_without_instances_is_empty() -> None:
+    assert World({}).move_away("h", lambda text: None) == "0 instances moved"
+
+
+# -- the steps -----------------------------------------------------------------------------------
+
+
+def keys(site: Site, name: str, roles: list[str], *, dead: bool) -> list[str]:
+    change = Change(site, site, [name], {"ctl01": Work(files=[{"path": "/etc/hosts"}])}, {}, None)
+    leaving = leave.Leaving(site, site.nodes[name], roles, change, dead, lambda text: None, World({}))
+    steps = leave.build(leaving)
+    assert all(step.every_time for step in steps)
+    return [step.key for step in steps]
+
+
+def test_what_is_done_in_which_order(site: Site) -> None:
+    assert keys(site, "compute02", ["compute"], dead=False) == [
+        "disable", "move", "stop", "unregister", "tell", "settle",
+    ]  # fmt: skip
+    assert keys(site, "compute02", ["compute"], dead=True) == [
+        "fence", "evacuate", "unregister", "tell", "settle",
+    ]  # fmt: skip
+    assert keys(site, "osd01", ["storage"], dead=False) == [
+        "drain", "osds", "host", "stop", "tell", "settle",
+    ]  # fmt: skip
+    assert keys(site, "osd01", ["storage"], dead=True) == ["drain", "osds", "host", "tell", "settle"]
+    # One that only waits is forgotten.
+    assert keys(site, "compute02", [], dead=False) == ["tell", "settle"]
+
+
+def test_a_nodes_host_key_goes_and_all_others_stay() -> None:
+    known = "10.10.10.22,compute02 ssh-ed25519 A\n10.10.10.222,x ssh-ed25519 B\n# compute02\n"
+    node = Node("compute02", ("compute",), "10.10.10.22")
+    assert leave.without_host_key(known, node) == "10.10.10.222,x ssh-ed25519 B\n# compute02\n"
+
+
+def test_a_half_joined_node_that_was_removed_is_forgotten(tmp_path: Path) -> None:
+    journal.begin(tmp_path, journal.ADD, {"compute02": "compute"})
+    journal.drop(tmp_path, journal.ADD, "compute02")
+    assert journal.joining(tmp_path) == {}
+    journal.begin(tmp_path, journal.REMOVE, {"osd02": "alive"})
+    assert journal.leaving(tmp_path) == ["osd02"]
