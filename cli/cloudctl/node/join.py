@@ -31,6 +31,7 @@ from cloudctl.node.inventory import joined, read_text, tidied, write_text
 from cloudctl.node.others import Work, call_of, ceph_of, works
 from cloudctl.operations.call import call
 from cloudctl.operations.steps import Journal, Step
+from cloudctl.osd import throttle
 from cloudctl.runner import Event, RunResult, run_playbook
 from cloudctl.runs.lock import state_directory
 from cloudctl.runs.record import write_atomically
@@ -317,9 +318,12 @@ class Joining:
         ceph = self._ceph()
         if ceph is not None:
             self._prepare_devices()
+            throttle.hold(self.change.before, self.say)
             devices = {name: self.devices[name] for name in self.of_role("storage")}
+            # The proof waits for the data; this need not.
             arguments = {
                 "mode": "apply", "desired": ceph, "secrets": {}, "devices": devices, "timeout": 600,
+                "settle": False,
             }  # fmt: skip
             leader = mon_nodes(self.change.after)[0].name
             extra[leader] = [{"module": "cloudctl_ceph", "arguments": arguments}]
@@ -358,7 +362,9 @@ class Joining:
         storage = self.of_role("storage")
         if storage and self.change.ceph is not None:
             pools = [pool["name"] for pool in self.change.ceph["pools"]]
-            told.append(prove_storage(self.change.after, storage, pools))
+            timeout = int(self.change.after.get("ceph.backfill.timeout"))
+            told.append(prove_storage(self.change.after, storage, pools, timeout=timeout))
+            throttle.release(self.change.before, self.say)
         if self.of_role("compute"):
             told.append(computes.run())
         return "; ".join(told)

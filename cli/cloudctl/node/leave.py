@@ -199,16 +199,21 @@ class Leaving:
     def drain(self) -> str:
         """Let all data leave the node's OSDs."""
         from cloudctl import osd
+        from cloudctl.osd import throttle
 
         ids = self._ids()
+        if ids:
+            throttle.hold(self.site, self.say)
         osd.drain(self.site, ids, self.say)
         return f"{len(ids)} OSDs are empty" if ids else "it has no OSD"
 
     def remove_osds(self) -> str:
         """Take the OSDs out of the cluster."""
         from cloudctl import osd
+        from cloudctl.osd import throttle
 
         gone = osd.remove(self.site, self._ids(), self.say, dead=self.dead)
+        throttle.release(self.site, self.say)
         return ", ".join(f"osd.{number}" for number in gone) or "none was left"
 
     def forget_host(self) -> str:
