@@ -13,7 +13,7 @@ from site_support import lab_site
 
 from cloudctl.engine.render import render_site
 from cloudctl.node import journal
-from cloudctl.node.check import judge_trial, trials
+from cloudctl.node.check import judge_leftovers, judge_trial, trials
 from cloudctl.node.inventory import joined
 from cloudctl.node.join import Change, change_of
 from cloudctl.node.others import Work, call_of, ceph_of, works
@@ -217,6 +217,16 @@ def test_how_networks_answer() -> None:
     assert refs(peer("a", *good), peer("b", *silent)) == [("peer-silent", True)]
     assert refs(taken=[{"network": "storage", "address": "1", "mac": "2"}]) == [("address-duplicate", False)]
     assert refs(faults=[{"network": "storage", "interface": "e", "why": "x"}]) == [("port-unusable", False)]
+
+
+def test_a_disk_of_a_removed_osd_is_refused_on_a_new_machine() -> None:
+    devices = [
+        {"path": "/dev/sdb", "state": "ours", "reason": "OSD x of this cluster"},
+        {"path": "/dev/sdc", "state": "empty", "reason": ""},
+    ]
+    (found,) = judge_leftovers("osd02", devices)
+    assert (found.ref, found.node, found.warning) == ("osd-device-refused", "osd02", False)
+    assert "/dev/sdb" in found.message
 
 
 # -- what a run that broke off leaves ------------------------------------------------------------

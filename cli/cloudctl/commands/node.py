@@ -397,7 +397,7 @@ def add_command(site_path: Path, names: tuple[str, ...], dry_run: bool, yes: boo
         text = joined(read_text(site_path), roles)
         future = stack.enter_context(future_site(site_path, text))
         change = join.change_of(site, load_site(future), list(roles))
-        joining = join.Joining(change, roles, reporter.line)
+        joining = join.Joining(change, roles, reporter.line, begun=list(journal.joining(site_path)))
         reporter.line(f"checking {', '.join(roles)}: machine, networks at full size, disks, registry")
         found = joining.check()
         reporter.line(f"{found} ({time.monotonic() - began:.1f} s)")

@@ -49,6 +49,19 @@ def trials(site: Site, names: Collection[str]) -> dict[str, dict[str, Any]]:
     return wanted
 
 
+def judge_leftovers(name: str, devices: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """A new machine has no OSD of this cluster: one that is there was removed, or is another's. Pure."""
+    for device in devices:
+        if device["state"] == "ours":
+            yield Finding(
+                "osd-device-refused",
+                f"{device['path']} cannot be used for an OSD: it holds {device['reason']}, which was "
+                "removed, or belongs to another node",
+                name,
+                "name an empty device; if its data may go, wipe it yourself (wipefs --all)",
+            )
+
+
 def judge_trial(name: str, trial: Trial) -> Iterator[Finding]:
     """Judge how a machine's networks answered. Pure.
 

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,7 @@ from cloudctl.engine.plan import summary
 from cloudctl.engine.render import Renderer, render_site
 from cloudctl.errors import CloudctlError, MultiError
 from cloudctl.netcheck.collect import facts_of, silent_nodes
-from cloudctl.node.check import judge_trial, trials
+from cloudctl.node.check import judge_leftovers, judge_trial, trials
 from cloudctl.node.inventory import joined, read_text, tidied, write_text
 from cloudctl.node.others import Work, call_of, ceph_of, works
 from cloudctl.operations.call import call
@@ -157,6 +157,7 @@ class Joining:
         say: told what is done.
         plan: what the machines lack; filled by ``check``.
         warnings: what was found and does not keep them from joining.
+        begun: machines of an earlier run that did not end.
     """
 
     change: Change
@@ -166,6 +167,7 @@ class Joining:
     warnings: list[Finding] = field(default_factory=list)
     devices: dict[str, Any] = field(default_factory=dict)
     changed: list[dict[str, Any]] = field(default_factory=list)
+    begun: Collection[str] = ()
 
     @property
     def names(self) -> list[str]:
@@ -235,6 +237,8 @@ class Joining:
         for name in self.names:
             self.devices[name] = work.observed(name).get("devices", [])
             findings += judge.judge_devices(name, self.devices[name])
+            if name not in self.begun:
+                findings += judge_leftovers(name, self.devices[name])
         self.warnings = [finding for finding in judge.merge(findings) if finding.warning]
         errors: list[CloudctlError] = [
             finding.as_error() for finding in judge.merge(findings) if not finding.warning
