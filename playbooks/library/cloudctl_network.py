@@ -143,7 +143,13 @@ def connection() -> str:
 def wait_for_earlier(seconds: int) -> None:
     """Wait until a change whose deploy was killed is taken back or kept."""
     end = time.monotonic() + seconds + 30
-    while os.path.isdir(PENDING):
+    while os.path.isdir(PENDING) or run(
+        ["systemctl", "is-active", f"{UNDO}.service"], check=False
+    ).strip() in (
+        "active",
+        "activating",
+        "deactivating",
+    ):
         if time.monotonic() > end:
             raise Failed(
                 "network-change-pending",

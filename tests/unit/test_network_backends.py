@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils import cloudctl_net as net
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudctl.engine import netchange, network, plan
@@ -28,7 +28,7 @@ MAC = "52:54:00:aa:bb:01"
 
 def make(
     ports: list[Interface], *, groups: tuple[str, ...] = ("compute",), gateway: str | None = "10.10.10.1",
-    settings: dict[str, Any] | None = None, own: dict[str, Any] | None = None,
+    values: dict[str, Any] | None = None, own: dict[str, Any] | None = None,
 ) -> tuple[Site, Node]:  # fmt: skip
     """Return a site with one node that has these ports."""
     networks = {
@@ -42,7 +42,7 @@ def make(
         }.items()
     }
     node = Node("n1", groups, "10.10.10.21", {port.name: port for port in ports}, own or {})
-    given_settings = {"datapath": "system", "network": {"backend": "auto"}, **(settings or {})}
+    given_settings = {"datapath": "system", "network": {"backend": "auto"}, **(values or {})}
     return Site(Path("/x"), "x", networks, {"n1": node}, Settings(given_settings)), node
 
 
@@ -133,6 +133,7 @@ def test_networkmanager_has_a_private_keyfile_for_each_port() -> None:
 hosts = st.integers(min_value=2, max_value=254)
 
 
+@settings(deadline=None)
 @given(
     number=hosts, mtu=st.integers(min_value=1280, max_value=9216), gateway=st.none() | hosts,
     mac=st.none() | st.integers(min_value=0, max_value=2**24 - 1), bare=st.booleans(),
@@ -211,6 +212,7 @@ def test_the_operating_system_decides(
     assert net.choose_backend("auto", None, system, programs, running) == expected
 
 
+@settings(deadline=None)
 @given(
     wanted=st.sampled_from(net.BACKENDS), current=st.none() | st.sampled_from(net.BACKENDS),
     programs=st.sets(st.sampled_from(net.BACKENDS)), running=st.sets(st.sampled_from(net.BACKENDS)),
@@ -243,16 +245,16 @@ def test_os_release_is_read_with_its_quotes() -> None:
 
 
 def test_a_node_may_differ_from_the_setting() -> None:
-    site, node = make(COMPUTE, settings={"network": {"backend": "netplan"}})
+    site, node = make(COMPUTE, values={"network": {"backend": "netplan"}})
     assert list(network.network_spec(site, node)["backends"]) == ["netplan"]
-    site, node = make(COMPUTE, settings={"network": {"backend": "netplan"}}, own={"network_backend": "ifcfg"})
+    site, node = make(COMPUTE, values={"network": {"backend": "netplan"}}, own={"network_backend": "ifcfg"})
     assert list(network.network_spec(site, node)["backends"]) == ["ifcfg"]
-    site, node = make(COMPUTE, settings={"network": {"backend": "ifcfg"}}, own={"network_backend": "auto"})
+    site, node = make(COMPUTE, values={"network": {"backend": "ifcfg"}}, own={"network_backend": "auto"})
     assert list(network.network_spec(site, node)["backends"]) == list(net.BACKENDS)
 
 
 def test_a_bridge_of_the_userspace_datapath_needs_a_backend_that_knows_it() -> None:
-    site, node = make(COMPUTE, settings={"datapath": "netdev"})
+    site, node = make(COMPUTE, values={"datapath": "netdev"})
     spec = network.network_spec(site, node)
     assert [name for name, entry in spec["backends"].items() if "refused" in entry] == [
         "networkmanager",
@@ -365,6 +367,7 @@ def test_daemons_that_have_nothing_left_to_do_are_switched_off(
     assert net.daemon_changes(backend, remaining, states) == expected
 
 
+@settings(deadline=None)
 @given(
     states=st.fixed_dictionaries(
         {NETWORKD: st.sampled_from([RUNNING, OFF]), NM: st.sampled_from([RUNNING, OFF])}
@@ -400,6 +403,7 @@ def test_a_name_that_another_port_keeps_is_an_error() -> None:
     assert caught.value.ref == "network-port-name"
 
 
+@settings(deadline=None)
 @given(st.permutations(["eth0", "eth1", "eth2", "eth3"]), st.integers(min_value=1, max_value=4))
 def test_ports_swap_their_names(names: list[str], count: int) -> None:
     links = [link(f"eth{number}", f"52:54:00:00:00:0{number}") for number in range(4)]
@@ -418,6 +422,7 @@ def test_ports_swap_their_names(names: list[str], count: int) -> None:
     assert all(present[entry["name"]] == entry["mac"] for entry in ports)
 
 
+@settings(deadline=None)
 @given(order=st.permutations(["eth0", "eth1", "eth2"]))
 def test_at_a_boot_ports_get_their_names_whatever_the_kernel_called_them(order: list[str]) -> None:
     files = network.networkd_files(*make(COMPUTE))
@@ -764,7 +769,27 @@ def test_nothing_to_change_is_nothing_done(root: Path, changed: Changed) -> None
     (changed.place / "pending").rename(changed.place / "gone")
     write_wanted(root, "systemd-networkd")
     assert changed.module.apply(rendered(root, "auto"), 35) == {"changed": False, "done": []}
-    assert not changed.called and not (changed.place / "pending").exists()
+    assert changed.called == ["systemctl is-active cloudctl-network-undo.service"]
+    assert not (changed.place / "pending").exists()
+
+
+def test_an_earlier_change_is_waited_for_until_it_is_over(
+    root: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_wanted(root, "systemd-networkd")
+    ends = iter(["active\n", "deactivating\n", "inactive\n"])
+
+    def run(argv: list[str], **_options: object) -> str:
+        return next(ends) if "is-active" in argv else ""
+
+    def sleep(_seconds: float) -> None:
+        if (changed.place / "pending").exists():
+            (changed.place / "pending").rename(changed.place / "undone")
+
+    monkeypatch.setattr(changed.module, "run", run)
+    monkeypatch.setattr(changed.module.time, "sleep", sleep)
+    assert changed.module.apply(rendered(root, "auto"), 35)["changed"] is False
+    assert next(ends, "over") == "over" and not (changed.place / "pending").exists()
 
 
 def test_a_change_is_armed_before_anything_is_written(
