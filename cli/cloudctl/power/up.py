@@ -126,8 +126,8 @@ def _flags(world: World, down: Journal) -> Step:
 
     def run(journal: Journal) -> str:
         mine = our_flags(down)
-        unset_flags(world.site, mine)
         if mine:
+            unset_flags(world.site, mine)
             down.keep(flags_unset=True)
         left = read_flags(world.site)
         if "pause" in left and "pause" not in down.facts.get("flags_before", []):
