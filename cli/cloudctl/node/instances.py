@@ -126,8 +126,8 @@ class Compute:
 
     def fence(self, node: str) -> str:
         """Tell the API that a node is dead, so that its instances may be started elsewhere."""
+        # Not disabled as well: the API would ask the dead node to, and wait for its answer.
         for service in self._own(node):
-            self._put(service, {"status": "disabled", "disabled_reason": "cloudctl node remove --dead"})
             self._put(service, {"forced_down": True})
         return "marked down"
 
