@@ -302,3 +302,32 @@ def test_nobody_answers(site: Site) -> None:
     )
     (error,) = result.failed.values()
     assert isinstance(error, Unreachable)
+
+
+def test_a_moment_in_which_nobody_listens_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[object] = [Unreachable("node-unreachable", "refused"), "password", "publickey"]
+
+    class Transport:
+        def __init__(self, allowed: str) -> None:
+            self.allowed = allowed
+
+        def auth_none(self, user: str) -> None:
+            raise paramiko.BadAuthenticationType("no", [self.allowed])
+
+        def close(self) -> None:
+            pass
+
+    request = Request("compute09", "10.0.0.9", user="me")
+
+    def reach(request: Request) -> enroll.Contact:
+        answer = answers.pop(0)
+        if isinstance(answer, Unreachable):
+            raise answer
+        return enroll.Contact(request, Transport(str(answer)), "ssh-ed25519", "AAAA")
+
+    monkeypatch.setattr(enroll, "reach", reach)
+    monkeypatch.setattr(enroll.time, "sleep", lambda seconds: None)
+    enroll._try_passwords(
+        enroll.Contact(request, None, "ssh-ed25519", "AAAA"), enroll.Deploy("root", Path(), "")
+    )
+    assert answers == []

@@ -601,22 +601,28 @@ def _try_key(contact: Contact, deploy: Deploy) -> None:
 def _try_passwords(contact: Contact, deploy: Deploy) -> None:
     import paramiko
 
-    end = time.monotonic() + 5
+    end = time.monotonic() + 15
     while True:
-        fresh = _again(contact)
+        try:
+            fresh = _again(contact)
+        except Unreachable:  # a reload takes a moment in which nobody listens
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.3)
+            continue
         try:
             fresh.transport.auth_none(contact.request.user or deploy.user)
             offered = ["none"]
         except paramiko.BadAuthenticationType as error:
             offered = list(error.allowed_types)
-        except paramiko.SSHException as error:
-            raise ApplyFailed("login-failed", str(error)) from error
+        except (OSError, EOFError, paramiko.SSHException):
+            offered = ["password"]  # the connection ended: ask again
         finally:
             fresh.close()
         left = sorted({"none", "password", "keyboard-interactive"} & set(offered))
         if not left:
             return
-        if time.monotonic() > end:  # a reload takes a moment
+        if time.monotonic() > end:
             raise ApplyFailed("password-login-on", f"the server still offers {', '.join(left)}")
         time.sleep(0.3)
 
