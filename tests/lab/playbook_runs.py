@@ -60,6 +60,7 @@ RUNS: Mapping[str, tuple[Run, ...]] = {
             rc=2,
         ),
     ),
+    "node-remove": (Run(says=('"steps"',), variables={"node_name": "compute02", "dry_run": True}),),
     # refuses a controller that is alive
     "node-replace": (Run(says=("node-alive",), variables={"node_name": "ctl02", "dry_run": True}, rc=2),),
     "node-inspect": (Run(says=('"nodes"',), variables={"names": ["compute01"]}),),
