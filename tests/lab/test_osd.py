@@ -8,7 +8,6 @@ They leave it as they found it, but for the name of one device in the inventory.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -77,12 +76,6 @@ def assert_deploy_changes_nothing() -> None:
     assert result.rc == 0, str(result)
     assert result.json["summary"] == "nothing to change"
     assert read_containers() == before
-
-
-def changed_lines(before: str) -> list[str]:
-    """Return the lines of the inventory that are not as they were, with + and -."""
-    lines = difflib.unified_diff(before.splitlines(), INVENTORY.read_text().splitlines(), n=0, lineterm="")
-    return [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -320,45 +313,76 @@ def put_in(node: str) -> None:
     run_on(node, "/usr/local/sbin/lab-disks")
 
 
-def test_out_replaced_and_in(cloudctl: Cloudctl, data: Callable[[], str]) -> None:
-    """One test: each part begins where the one before ended, and moving data takes its time."""
-    whole, text = data(), INVENTORY.read_text()
-    begin = osds()
-    gone = min(begin)
-    home, device = begin[gone]["host"], lasting_name(begin[gone]["host"], begin[gone]["device"])
+def elsewhere(text: str, node: str) -> list[str]:
+    """Return the inventory's lines without those of one node."""
+    kept, inside = [], -1
+    for line in text.splitlines():
+        depth = len(line) - len(line.lstrip())
+        if line.strip().startswith(f"{node}:"):
+            inside = depth
+        elif depth <= inside and line.strip() and not line.strip().startswith("- "):
+            inside = -1
+        if inside < 0:
+            kept.append(line)
+    return kept
 
-    # remove, with its device erased by name; its journal's place becomes free
+
+def homes() -> dict[str, list[int]]:
+    """Return by node the ids of its OSDs."""
+    found: dict[str, list[int]] = {}
+    for number, item in osds().items():
+        found.setdefault(item["host"], []).append(number)
+    return found
+
+
+def test_a_disk_goes(cloudctl: Cloudctl, data: Callable[[], str]) -> None:
+    """Its data moves away, it is erased by name, its journal's place is free."""
+    whole, text, begin = data(), INVENTORY.read_text(), osds()
+    gone = min(begin)
+    node, device = begin[gone]["host"], lasting_name(begin[gone]["host"], begin[gone]["device"])
     result = cloudctl("osd", "remove", str(gone), "--zap", device, "--yes", timeout=LONG)
     assert result.rc == 0, str(result)
-    assert gone not in osds()
+    assert sorted(osds()) == sorted(set(begin) - {gone})
     assert_well(len(begin) - 1)
     assert data() == whole
-    assert run_on(home, f"wipefs {device}").strip() == ""
-    assert [line for line in changed_lines(text) if home in line or "devices" in line] == changed_lines(text)
-    assert changed_lines(text)
+    assert run_on(node, f"wipefs {device}").strip() == ""
+    assert INVENTORY.read_text() != text
+    assert elsewhere(INVENTORY.read_text(), node) == elsewhere(text, node)
     assert_deploy_changes_nothing()
 
-    # replace: the file is gone; a lower id is free, and must not be taken
-    victim = max(number for number, item in begin.items() if item["host"] != home)
-    node, failed = begin[victim]["host"], begin[victim]["device"]
-    fail(node, victim, failed)
-    before = INVENTORY.read_text()
+
+def test_a_failed_disk_is_replaced(cloudctl: Cloudctl, data: Callable[[], str]) -> None:
+    """The file is gone; the new OSD gets the id although a lower one is free, and the journal's part."""
+    whole, text, begin = data(), INVENTORY.read_text(), osds()
+    node = max((node for node, ids in homes().items() if len(ids) == 2), key=lambda one: max(homes()[one]))
+    victim = max(homes()[node])
+    fail(node, victim, begin[victim]["device"])
     refused = cloudctl("osd", "replace", str(victim), "--yes")
     assert refused.refs == ["osd-device-refused"], str(refused)  # there is nothing in its place yet
     put_in(node)
     result = cloudctl("osd", "replace", str(victim), "--yes", timeout=LONG)
     assert result.rc == 0, str(result)
     after = osds()
-    assert sorted(after) == sorted(set(begin) - {gone})
+    assert sorted(after) == sorted(begin)
     assert after[victim]["uuid"] != begin[victim]["uuid"]
     assert (after[victim]["host"], after[victim]["journal"]) == (node, begin[victim]["journal"])
-    assert_well(len(begin) - 1)
+    assert_well(len(begin))
     assert data() == whole
-    assert INVENTORY.read_text() == before
+    assert INVENTORY.read_text() == text
     assert_deploy_changes_nothing()
 
-    # add: killed in the middle, and given again
-    process = start_cloudctl("osd", "add", home, device, "--yes")
+
+def test_a_disk_comes(cloudctl: Cloudctl, data: Callable[[], str]) -> None:
+    """Killed in the middle, and given again; the journal's free part is used."""
+    whole, text, begin = data(), INVENTORY.read_text(), osds()
+    node = min(homes(), key=lambda one: len(homes()[one]))
+    used = {item["device"] for item in begin.values() if item["host"] == node}
+    device = next(
+        f"/dev/disk/by-id/lab-data{n}"
+        for n in (1, 2)
+        if run_on(node, f"readlink -f /dev/disk/by-id/lab-data{n}").strip() not in used
+    )
+    process = start_cloudctl("osd", "add", node, device, "--yes")
     journal = SITE / ".cloudctl" / "operations" / "osd-add.json"
     deadline = time.monotonic() + 300
     while state_of(journal, "create") != "begun":
@@ -366,15 +390,19 @@ def test_out_replaced_and_in(cloudctl: Cloudctl, data: Callable[[], str]) -> Non
         time.sleep(0.1)
     time.sleep(1)
     kill(process)
-    result = cloudctl("osd", "add", home, device, "--yes", timeout=LONG)
+    result = cloudctl("osd", "add", node, device, "--yes", timeout=LONG)
     assert result.rc == 0, str(result)
-    assert sorted(osds()) == sorted(begin)
-    assert osds()[gone]["journal"] == begin[gone]["journal"]
-    assert_well(len(begin))
+    after = osds()
+    assert len(after) == len(begin) + 1
+    journals = {item["journal"] for item in after.values() if item["host"] == node}
+    disk = run_on(node, "readlink -f /dev/disk/by-id/lab-journal1").strip()
+    assert journals == {f"{disk}p1", f"{disk}p2"}
+    assert_well(len(after))
     assert data() == whole
     assert device in INVENTORY.read_text()
+    assert elsewhere(INVENTORY.read_text(), node) == elsewhere(text, node)
     assert_deploy_changes_nothing()
-    result = cloudctl("osd", "add", home, device, "--yes")
+    result = cloudctl("osd", "add", node, device, "--yes")
     assert result.rc == 0 and "Nothing to do" in result.out, str(result)
 
 
