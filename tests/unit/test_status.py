@@ -411,3 +411,14 @@ def test_a_wrong_entry_is_refused(entry: str, tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError):
         load_service(tmp_path / "search")
+
+
+def test_only_apis_that_services_register_are_asked() -> None:
+    from cloudctl.engine.definitions import load_services
+    from cloudctl.status.collect import _API_TYPES, registered_types
+
+    every = [service.raw for service in load_services()]
+    assert set(_API_TYPES.values()) <= registered_types(every)
+    without = [raw for raw in every if raw["name"] not in ("nova", "cinder")]
+    assert not registered_types(without) & {"compute", "block-storage"}
+    assert "network" in registered_types(without)

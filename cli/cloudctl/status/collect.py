@@ -44,9 +44,15 @@ def collect_nodes(site: Site) -> tuple[Facts, dict[str, CloudctlError]]:
 def collect_api(site: Site) -> dict[str, Any]:
     """Return what the APIs tell; an API that does not answer is in ``errors`` with the reason.
 
-    Keys: ``compute``, ``hypervisors``, ``network``, ``volume`` (lists of dicts) and ``errors``.
+    Keys: ``compute``, ``hypervisors``, ``network``, ``volume`` (lists of dicts) and ``errors``. An API that no
+    enabled service registers is not asked.
     """
+    from cloudctl.engine.render import Renderer
+
     answers: dict[str, Any] = {"errors": {}}
+    registered = registered_types(service.raw for service in Renderer(site).services)
+    if "identity" not in registered:
+        return answers
     try:
         cloud = connect(site, timeout=API_TIMEOUT)
         cloud.authorize()
@@ -77,13 +83,35 @@ def collect_api(site: Site) -> dict[str, Any]:
         ),
     }
     with ThreadPoolExecutor(max_workers=len(questions)) as pool:
-        waiting = {name: pool.submit(_listed, ask) for name, ask in questions.items()}
+        waiting = {
+            name: pool.submit(_listed, ask)
+            for name, ask in questions.items()
+            if _API_TYPES[name] in registered
+        }
         for name, future in waiting.items():
             try:
                 answers[name] = future.result()
             except Exception as error:
                 answers["errors"][name] = one_line(error)
     return answers
+
+
+_API_TYPES = {
+    "compute": "compute",
+    "hypervisors": "compute",
+    "network": "network",
+    "volume": "block-storage",
+}
+"""The service type, as registered, of the API that answers a question."""
+
+
+def registered_types(definitions: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the types of the APIs that these service definitions register. Pure."""
+    return {
+        str(entry["type"])
+        for definition in definitions
+        for entry in (definition.get("identity") or {}).get("services") or []
+    }
 
 
 def _listed(ask: Callable[[], Iterable[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
