@@ -44,8 +44,8 @@ def collect_nodes(site: Site) -> tuple[Facts, dict[str, CloudctlError]]:
 def collect_api(site: Site) -> dict[str, Any]:
     """Return what the APIs tell; an API that does not answer is in ``errors`` with the reason.
 
-    Keys: ``compute``, ``hypervisors``, ``network``, ``volume`` (lists of dicts) and ``errors``. An API that no
-    enabled service registers is not asked.
+    Keys: ``compute``, ``hypervisors``, ``network``, ``volume`` (lists of dicts) and ``errors``. An API that
+    no enabled service registers is not asked.
     """
     from cloudctl.engine.render import Renderer
 
