@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from cloudctl.lab import nodes, sitedir
+from cloudctl.errors import UsageError
+from cloudctl.lab import manager, nodes, sitedir
 from cloudctl.lab.topology import topology
 
 
@@ -169,3 +171,46 @@ def test_a_remade_server_stays_in_the_inventory_and_its_key_is_not_pinned(site: 
     sitedir.write(known.values(), lambda line: None)
     assert (site / "inventory/hosts.yml").read_text() == before["inventory/hosts.yml"]
     assert "ed25519 OLD" in (site / "known_hosts").read_text()
+
+
+def test_a_machine_is_made_anew_only_in_place_of_one_that_is_off(
+    site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write("small")
+    sitedir.save_record(
+        sitedir.record() | {"nodes": {node.name: node.role for node in topology("small").values()}}
+    )
+    calls: list[str] = []
+    running = {"ctl01": 7}
+    monkeypatch.setattr(manager, "_LOCK", tmp_path / "lock")
+    monkeypatch.setattr(manager, "check_host", lambda: None)
+    monkeypatch.setattr(manager.images, "node_image", lambda: "image")
+    monkeypatch.setattr(manager.network, "unplug", lambda node: calls.append(f"unplug {node.name}"))
+    monkeypatch.setattr(manager.network, "ensure", lambda: None)
+    monkeypatch.setattr(nodes, "pid", lambda node: running.get(node.name, 0))
+    monkeypatch.setattr(nodes, "remove", lambda name: calls.append(f"remove {name}"))
+    monkeypatch.setattr(nodes, "detach_disks", lambda name: calls.append(f"detach {name}"))
+    monkeypatch.setattr(nodes, "start", lambda node: calls.append(f"start {node.name}"))
+    monkeypatch.setattr(nodes, "wait", lambda node: calls.append(f"wait {node.name}"))
+
+    def create(node: Any, image: str, key: str, mounts: list[str], *, password: str) -> None:
+        assert node.unknown and not key and not mounts and len(password) >= 12
+        assert not old.exists(), "its disks and its host key are still there"
+        calls.append(f"create {node.name}")
+
+    monkeypatch.setattr(nodes, "create", create)
+    with pytest.raises(UsageError) as caught:
+        manager.remake("ctl01", lambda line: None)
+    assert caught.value.ref == "lab-node-on"
+    with pytest.raises(UsageError) as caught:
+        manager.remake("deploy", lambda line: None)
+    assert caught.value.ref == "lab-node-deploy"
+    assert calls == [] and "remade" not in sitedir.record()
+    running.clear()
+    old = nodes.directory(topology("small")["ctl01"]) / "disks"
+    old.mkdir(parents=True)
+    manager.remake("ctl01", lambda line: None)
+    manager.remake("ctl01", lambda line: None)
+    once = [f"{what} ctl01" for what in ("unplug", "remove", "detach", "create", "start", "wait")]
+    assert calls == once * 2
+    assert sitedir.record()["remade"] == ["ctl01"]
