@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import requests
+from keystoneauth1.adapter import Adapter
 
 from cloudctl import openrc
 from cloudctl.site.load import load_site
@@ -20,7 +21,8 @@ from cloudctl.site.load import load_site
 def main() -> None:
     site = load_site(Path(sys.argv[1]))
     cloud = openrc.connect(site)
-    url = getattr(cloud, sys.argv[2]).get_endpoint() + sys.argv[3]
+    # Not proxy.get_endpoint(): of the identity service that is a call of its API.
+    url = Adapter.get_endpoint(getattr(cloud, sys.argv[2])) + sys.argv[3]
     headers = {"X-Auth-Token": cloud.session.get_token()}
     while not select.select([sys.stdin], [], [], 0.2)[0]:
         started = time.time()
