@@ -35,8 +35,8 @@ class Run:
 
 RUNS: Mapping[str, tuple[Run, ...]] = {
     "ceph-flags": (
-        Run(says=('"flags"',)),
-        Run(says=('"flags"',), variables={"do": "set", "flags": ["noout"], "dry_run": True}),
+        Run(says=('"unset"', "noout")),
+        Run(says=('"changed"', "noout"), variables={"do": "set", "flags": ["noout"], "dry_run": True}),
     ),
     "check": (Run(says=('"healthy": true',)),),
     "cluster-down": (Run(says=('"name"',), variables={"dry_run": True}),),
@@ -49,7 +49,7 @@ RUNS: Mapping[str, tuple[Run, ...]] = {
     "db-verify": (Run(says=('"id"',), needs="backup"),),
     "deploy": (Run(says=("nothing to change",)),),
     # refuses on a healthy cluster, which is what it finds here
-    "galera-recover": (Run(says=("healthy",), variables={"dry_run": True}, rc=2),),
+    "galera-recover": (Run(says=("healthy",), variables={"dry_run": True}),),
     "network": (Run(says=('"healthy": true',)),),
     "node-add": (Run(says=("node-in-use",), variables={"names": ["compute01"], "dry_run": True}, rc=2),),
     # a name that is taken: it gets as far as to refuse it
@@ -68,13 +68,15 @@ RUNS: Mapping[str, tuple[Run, ...]] = {
     "node-show": (Run(says=("compute01",), variables={"node_name": "compute01"}),),
     "openstack": (Run(says=("keystone",)),),
     "osd-add": (Run(says=('"changed"',), variables={"node": "osd01", "dry_run": True}),),
-    "osd-remove": (Run(says=('"changed"',), variables={"ids": [0], "dry_run": True}),),
+    # with three storage nodes none of them can do without its OSD
+    "osd-remove": (Run(says=("osd-failure-domain",), variables={"ids": [0], "dry_run": True}, rc=2),),
     # the device that it has is in use: it gets as far as to refuse it
     "osd-replace": (Run(says=("osd-",), variables={"id": 0, "dry_run": True}, rc=2),),
     "plan": (Run(says=("nothing to change",)),),
-    "rabbitmq-reset": (Run(says=('"steps"',), variables={"dry_run": True}),),
+    # refuses a bus that is whole
+    "rabbitmq-reset": (Run(says=("rabbitmq-healthy",), variables={"dry_run": True}, rc=2),),
     "schedule-db-backup": (Run(says=('"timer"',), variables={"daily": "02:30", "dry_run": True}),),
-    "schedule-remove": (Run(says=('"there"',), variables={"schedule": "db-backup", "dry_run": True}),),
+    "schedule-remove": (Run(says=("Remove the timer",), variables={"schedule": "db-backup", "dry_run": True}),),
     "service-restart": (Run(says=("memcached",), variables={"service": "memcached", "dry_run": True}),),
     "service-start": (Run(says=("memcached",), variables={"service": "memcached", "dry_run": True}),),
     "service-stop": (Run(says=("memcached",), variables={"service": "memcached", "dry_run": True}),),
