@@ -76,7 +76,7 @@ RUNS: Mapping[str, tuple[Run, ...]] = {
     # refuses a bus that is whole
     "rabbitmq-reset": (Run(says=("rabbitmq-healthy",), variables={"dry_run": True}, rc=2),),
     "schedule-db-backup": (Run(says=('"timer"',), variables={"daily": "02:30", "dry_run": True}),),
-    "schedule-remove": (Run(says=("Remove the timer",), variables={"schedule": "db-backup", "dry_run": True}),),
+    "schedule-remove": (Run(says=("the timer",), variables={"schedule": "db-backup", "dry_run": True}),),
     "service-restart": (Run(says=("memcached",), variables={"service": "memcached", "dry_run": True}),),
     "service-start": (Run(says=("memcached",), variables={"service": "memcached", "dry_run": True}),),
     "service-stop": (Run(says=("memcached",), variables={"service": "memcached", "dry_run": True}),),
