@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import email.message
+import io
 import json
+import urllib.error
+import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 import pytest
@@ -205,3 +209,32 @@ def test_the_container_gets_the_script_unchanged() -> None:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     ).from_string(source)
     assert rendered.render() == source
+
+
+class _Answer(io.BytesIO):
+    headers: ClassVar[dict[str, str]] = {}
+
+
+@pytest.mark.parametrize(("refusals", "token", "ends"), [(2, "t", "ok"), (99, "t", "403"), (1, "", "403")])
+def test_what_a_starting_process_refuses_is_asked_again(
+    refusals: int, token: str, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(request: Any, **_options: Any) -> Any:
+        asked.append(request.full_url)
+        if len(asked) <= refusals:
+            raise urllib.error.HTTPError(request.full_url, 403, "Forbidden", email.message.Message(), None)
+        return _Answer(b'{"users": []}')
+
+    monkeypatch.setattr(reconcile, "FORBIDDEN_PAUSE", 0)
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    keystone = reconcile.Keystone({"auth_url": "https://api:5000/v3"})
+    keystone.token = token
+    try:
+        assert keystone.get("/users") == {"users": []}
+        ended = "ok"
+    except urllib.error.HTTPError as error:
+        ended = str(error.code)
+    assert ended == ends
+    assert len(asked) == (3 if ends == "ok" else 4 if token else 1)

@@ -322,6 +322,10 @@ def endpoint_name(endpoint: State) -> str:
 # -- identity: effects -------------------------------------------------------------------------
 
 
+FORBIDDEN_TRIES = 4
+FORBIDDEN_PAUSE = 1.0  # seconds
+
+
 class Keystone:
     """The identity API, version 3, over HTTPS; safe to use from several threads."""
 
@@ -344,9 +348,19 @@ class Keystone:
         if self.token:
             headers["X-Auth-Token"] = self.token
         request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
-        with urllib.request.urlopen(request, timeout=REQUEST_SECONDS, context=self.context) as answer:
-            text = answer.read()
-            return (json.loads(text) if text else {}), answer.headers
+        for left in reversed(range(FORBIDDEN_TRIES)):
+            try:
+                with urllib.request.urlopen(request, timeout=REQUEST_SECONDS, context=self.context) as answer:
+                    text = answer.read()
+                    return (json.loads(text) if text else {}), answer.headers
+            except urllib.error.HTTPError as error:
+                # A process that has just started refuses what is asked while another of its threads still reads
+                # the policy, whoever asks.
+                if error.code != 403 or not self.token or not left:
+                    raise
+                error.close()
+                time.sleep(FORBIDDEN_PAUSE)
+        raise AssertionError("not reached")
 
     def login(self, user: str, password: str, project: str) -> str:
         """Return a token for a user in a project."""
