@@ -354,8 +354,8 @@ class Keystone:
                     text = answer.read()
                     return (json.loads(text) if text else {}), answer.headers
             except urllib.error.HTTPError as error:
-                # A process that has just started refuses what is asked while another of its threads still reads
-                # the policy, whoever asks.
+                # A process that has just started refuses what is asked while another of its threads still
+                # reads the policy, whoever asks.
                 if error.code != 403 or not self.token or not left:
                     raise
                 error.close()
