@@ -192,3 +192,17 @@ def test_a_queue_that_counts_on_a_forgotten_member_is_seen() -> None:
     alone = {"type": "quorum", "vhost": "v", "name": "alone", "members": ["rabbit@c"]}
     classic = {"type": "classic", "vhost": "v", "name": "x", "members": ["rabbit@c", "rabbit@a"]}
     assert rabbitmq.holding([{**queue, "name": "q"}, alone, classic], "c") == ["v q"]
+
+
+def test_the_newest_member_that_waits_for_a_broken_one_goes_first() -> None:
+    def state(finished: str, *, state: str = "running", looping: bool = False) -> dict[str, Any]:
+        return {"state": state, "looping": looping, "finished": finished}
+
+    broken = state("2026-01-01T10:00:09Z", state="restarting", looping=True)
+    waiting = {"ctl01": state("2026-01-01T10:00:02Z"), "ctl02": state("2026-01-01T10:00:01Z")}
+    first = rabbitmq.first_without_others
+    assert first({**waiting, "ctl03": broken}, 3) == "ctl01"
+    assert first({**waiting, "ctl03": {**broken, "state": "running"}}, 3) == "ctl01"
+    assert first({**waiting, "ctl03": None}, 3) == "ctl01"
+    assert first({**waiting, "ctl03": state("2026-01-01T10:00:00Z")}, 3) is None, "none is known to be broken"
+    assert first({"ctl01": waiting["ctl01"], "ctl02": broken, "ctl03": broken}, 3) is None, "no majority"

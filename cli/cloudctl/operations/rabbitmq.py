@@ -231,6 +231,29 @@ def decide(views: Mapping[str, View], *, lacking: Iterable[str] = ()) -> Decisio
     return Decision(RESET, tuple(sorted(best)), reset, tuple(sorted(strangers)), reason="; ".join(words))
 
 
+def first_without_others(states: Mapping[str, Mapping[str, Any] | None], size: int) -> str | None:
+    """Return the member that has to start without the others, so that the rest of a majority starts. Pure.
+
+    A member waits at its start for those that stopped after it. When one of these does not come back, the
+    newest of those that wait goes first. Its queues are whole: a majority has every confirmed message.
+
+    Args:
+        states: of the members' containers, by node, after all were told to start.
+        size: how many members there should be.
+
+    Returns:
+        None where too few wait, or all do: then nothing says that one of them is broken.
+    """
+    waiting = {
+        node: state
+        for node, state in states.items()
+        if state and state["state"] == "running" and not state["looping"]
+    }
+    if not size // 2 < len(waiting) < size:
+        return None
+    return max(waiting, key=lambda node: (str(waiting[node]["finished"]), node))
+
+
 def go_on(
     begun: Decision,
     views: Mapping[str, View],
@@ -537,7 +560,19 @@ def _start(site: Site, nodes: list[str], every: list[str], report: Callable[[str
         except CloudctlError:
             groups = groups_of(read_views(site, every))
             if not groups or len(groups[0]) <= len(every) // 2:
-                raise
+                found = {
+                    node: a["containers"].get(CONTAINER)
+                    for node, a in containers.look(site, every).ok.items()
+                }
+                first = first_without_others(found, len(every))
+                if first is None:
+                    raise
+                report(
+                    f"{first}: starts without waiting for members that stopped after it and do not come back"
+                )
+                _one(site, first, "force_boot")
+                containers.restart(site, {first: [CONTAINER]}, report=report, timeout=JOIN_TIMEOUT)
+                return _settled(site, every)
             return f"{', '.join(sorted(groups[0]))} see each other"
         return _settled(site, every)
 
