@@ -31,7 +31,7 @@ COMPUTE_VERSION = "2.90"  # the first that lets the administrator see a server's
 
 # Seconds; several times what a loaded lab needs, so that only a hang runs into them.
 BUILD_TIMEOUT = 300
-CHANGE_TIMEOUT = 120
+CHANGE_TIMEOUT = 240
 # Seconds for which a volume that no volume service was found for is made again, and between two such tries.
 PLACEMENT_TIMEOUT = 90
 PLACEMENT_PAUSE = 5
