@@ -15,8 +15,9 @@ import click
 
 from cloudctl.console import Console, Masker, duration, output_option
 from cloudctl.errors import CloudctlError, ConfigError, MultiError, UsageError
-from cloudctl.node_replace.command import replace_command
-from cloudctl.operations.steps import Journal, Step, StepOutcome, as_plan, describe, execute
+from cloudctl.node_replace.command import PASSWORD_FILE, replace_command
+from cloudctl.operations.reporter import Reporter
+from cloudctl.operations.steps import Journal, as_plan, describe, execute
 from cloudctl.runs.lock import SiteLock
 from cloudctl.runs.record import RunRecord
 from cloudctl.site.load import load_site
@@ -24,8 +25,6 @@ from cloudctl.site.model import Node, Site
 
 if TYPE_CHECKING:
     from cloudctl.node.enroll import Contact, Request, Result
-
-PASSWORD_FILE = "CLOUDCTL_NODE_PASSWORD_FILE"
 
 
 @click.group()
@@ -300,48 +299,6 @@ def _show_machines(console: Console, data: Mapping[str, Any], *, accept: bool) -
 
 
 # -- add ---------------------------------------------------------------------------------------
-
-
-class Reporter:
-    """Shows and records where an operation stands.
-
-    Args:
-        console: where lines go.
-        record: of the run; None for a dry run.
-    """
-
-    def __init__(self, console: Console, record: RunRecord | None) -> None:
-        self._console = console
-        self._record = record
-
-    def line(self, text: str) -> None:
-        """Show a line of detail."""
-        self._show(f"      {text}")
-
-    def announce(self, number: int, total: int, step: Step) -> None:
-        """Show that a step begins."""
-        where = f"  [{', '.join(step.nodes)}]" if step.nodes else ""
-        self._show(self._console.style(f"{number:>2}/{total} {step.title}{where}", "bold", self._console.out))
-
-    def report(self, outcome: StepOutcome) -> None:
-        """Show how a step ended."""
-        if outcome.result == "already done":
-            text = f"{outcome.number:>2}/{outcome.total} {outcome.title}: already done"
-        else:
-            detail = f": {outcome.detail}" if outcome.detail else ""
-            text = f"      {outcome.result} in {duration(outcome.seconds)}{detail}"
-        self._show(text)
-        if self._record is not None:
-            self._record.event({"step": outcome.key, "result": outcome.result, "seconds": outcome.seconds})
-            if outcome.result != "already done":
-                self._record.changed(
-                    [{"what": outcome.key, "action": outcome.result, "detail": outcome.detail}]
-                )
-
-    def _show(self, text: str) -> None:
-        self._console.progress(text)
-        if self._record is not None:
-            self._record.log(f"[{self._console.elapsed:7.1f} s] {text}")
 
 
 def confirm(question: str, lines: Sequence[str], console: Console, *, yes: bool) -> None:
