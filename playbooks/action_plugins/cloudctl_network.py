@@ -30,15 +30,19 @@ class ActionModule(ActionBase):
         self._extra = ""
         with contextlib.suppress(AnsibleError, KeyError, AttributeError):
             self._extra = self._connection.get_option("ssh_extra_args") or ""
-        answer = self._call({"action": "apply", "network": network, "seconds": netchange.UNDO_AFTER})
-        if answer.get("failed"):
-            return {**result, **netchange.with_error(self._node, answer)}
-        if not answer.get("changed"):
-            return {**result, **answer}
-        # From here: before that the node may have waited for an earlier change, or installed a package.
-        started = time.monotonic()
-        end = self._confirm(str(answer["token"]), started, work.index.get("peers", {}).get(self._node, []))
-        seconds = time.monotonic() - started
+        peers = work.index.get("peers", {}).get(self._node, [])
+        while True:
+            answer = self._call({"action": "apply", "network": network, "seconds": netchange.UNDO_AFTER})
+            if answer.get("failed"):
+                return {**result, **netchange.with_error(self._node, answer)}
+            if not answer.get("changed"):
+                return {**result, **answer}
+            # From here: before that the node may have waited for an earlier change, or installed a package.
+            started = time.monotonic()
+            end = self._confirm(str(answer["token"]), started, peers)
+            seconds = time.monotonic() - started
+            if not (answer.get("taken_over") and netchange.ran_out(end)):
+                break
         error = netchange.judge(self._node, end, seconds)
         if error is not None:
             return {**result, "failed": True, "msg": error.message, "cloudctl_error": error.as_dict()}

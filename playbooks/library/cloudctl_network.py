@@ -69,6 +69,10 @@ token:
   description: Names the change that waits for its confirmation.
   returned: with action apply, when something was changed
   type: str
+taken_over:
+  description: Whether it is the change of an earlier run, made and not confirmed; its timer runs already.
+  returned: with action apply, then
+  type: bool
 state:
   description: confirmed, undone (with reason and log), or pending.
   returned: with the actions confirm and status
@@ -80,7 +84,7 @@ done:
   elements: dict
 """
 
-PENDING = f"{net.STATE}/pending"
+PENDING = f"{net.STATE}/{net.PENDING}"
 UNDONE = f"{net.STATE}/undone"
 KEPT = f"{net.STATE}/replaced"
 """Others' configuration that was taken away, for the operator to look at."""
@@ -159,6 +163,15 @@ def wait_for_earlier(seconds: int) -> None:
         time.sleep(1)
 
 
+def pending_token() -> str:
+    """Return what names the change that waits for its confirmation, empty where there is none."""
+    try:
+        info = json.loads(net.read_text(f"{PENDING}/info.json") or "{}")
+    except ValueError:
+        return ""
+    return str(info.get("token") or "")
+
+
 def install(packages: list[str]) -> None:
     """Install a backend without its daemon starting: it would look for networks of its own."""
     hold = "NetworkManager.service" if "network-manager" in packages else ""
@@ -197,6 +210,12 @@ def write(path: str, content: str, mode: int) -> None:
 
 def apply(network: dict, seconds: int) -> dict:
     """Change the network; return what was changed and the token to confirm it."""
+    found = net.compare(network)
+    token = pending_token() if found["pending"] else ""
+    if token and not net.is_change({**found, "pending": False}):
+        # A deploy was killed before it could confirm exactly this.
+        backend = {"kind": "network", "name": found["backend"], "action": "confirm", "from": found["from"]}
+        return {"changed": True, "token": token, "taken_over": True, "saved": 0, "done": [backend]}
     wait_for_earlier(seconds)
     found = net.compare(network)
     if not net.is_change(found):
@@ -247,13 +266,6 @@ def arm(network: dict, found: dict, token: str, seconds: int) -> list[dict]:
     links = found["links"]
     names = {old: name for old, name in found["renames"]}
     later = [{**link, "name": names.get(link["name"], link["name"])} for link in links]
-    # After the change the addresses of the new files are on the ports that they name.
-    given = {address for path, text in after.items() for address in net.addresses_in(path, text)}
-    then = [
-        {"name": port["name"], "addresses": [port["address"]]}
-        for port in network["ports"]
-        if port["address"] in given
-    ]
     ports = changed_ports(network, found)
     forward = [
         *net.rename_lines(found["renames"]),
@@ -262,22 +274,8 @@ def arm(network: dict, found: dict, token: str, seconds: int) -> list[dict]:
         *net.reload_lines(found["backend"], ports),
         *net.leftovers(before, after, later),
     ]
-    had = {
-        link["name"]: address
-        for link in links
-        for address in link["addresses"]
-        if any(address in net.addresses_in(path, text) for path, text in before.items())
-    }
-    back = [
-        # An address that is on another port now goes from there first.
-        *(
-            f"ip address del {entry['addresses'][0]} dev {entry['name']} 2>/dev/null || true"
-            for entry in then
-            if had.get(entry["name"]) != entry["addresses"][0]
-        ),
-        *(net.reload_lines(found["from"] or "systemd-networkd", old_ports(before, network))),
-        *net.leftovers(after, before, then),
-    ]
+    reload = net.reload_lines(found["from"] or "systemd-networkd", old_ports(before, network))
+    back = net.undo_lines(before, after, network["ports"], later, reload)
     daemons = net.daemons_back(found["daemons"], found["units"])
     write(f"{new}/apply", net.apply_script(forward), 0o700)
     write(f"{new}/undo", net.undo_script(saved, daemons, found["renames"], back), 0o700)

@@ -16,6 +16,9 @@ import shutil
 import subprocess
 
 STATE = "/var/lib/cloudctl/network"
+PENDING = "pending"
+"""Directory in ``STATE`` of a change that nobody has confirmed yet."""
+
 RECORD = f"{STATE}/backend.json"
 """The backend that was confirmed last, and its files."""
 
@@ -294,6 +297,37 @@ def leftovers(before: dict[str, str], after: dict[str, str], links: list[dict]) 
             if address in link["addresses"]:
                 lines.append(f"ip address del {address} dev {shlex.quote(link['name'])} 2>/dev/null || true")
     return lines
+
+
+def undo_lines(
+    before: dict[str, str],
+    after: dict[str, str],
+    ports: list[dict],
+    links: list[dict],
+    reload: list[str],
+) -> list[str]:
+    """Return the commands with which a node whose old files are back takes them up.
+
+    Args:
+        before, after: path to text, of the files that change.
+        ports: the wanted ones; the change gives them their addresses.
+        links: name (as wanted), addresses: as they were before the change. Those stay, whoever gave them: an
+            installer's file that never changed, an operator by hand.
+        reload: the commands that make the backend read its files.
+    """
+    given = {address for path, text in after.items() for address in addresses_in(path, text)}
+    had = {(link["name"], address) for link in links for address in link["addresses"]}
+    new = [
+        {"name": port["name"], "addresses": [port["address"]]}
+        for port in ports
+        if port["address"] in given and (port["name"], port["address"]) not in had
+    ]
+    first = [
+        # An address that is on another port now goes from there first.
+        f"ip address del {entry['addresses'][0]} dev {shlex.quote(entry['name'])} 2>/dev/null || true"
+        for entry in new
+    ]
+    return [*first, *reload, *leftovers(after, before, new)]
 
 
 def moved(before: dict[str, str], ports: list[dict], links: list[dict]) -> list[str]:
@@ -586,7 +620,8 @@ def compare(network: dict) -> dict:
         network: as rendered: wanted, ports, backends.
 
     Returns:
-        ``backend``, ``from`` (None at the first time), ``packages``, ``files`` (changes as of all other
+        ``backend``, ``from`` (None at the first time), ``pending`` (a change that a run which was interrupted
+        did not confirm: the node is about to take it back), ``packages``, ``files`` (changes as of all other
         files, each with its difference), ``daemons``, ``renames``, and ``texts``: path to the wanted text
         (None to remove) of what changes.
 
@@ -595,6 +630,7 @@ def compare(network: dict) -> dict:
     """
     present = sorted({path for pattern in OURS for path in glob.glob(pattern)})
     record = read_record()
+    pending = os.path.isdir(f"{STATE}/{PENDING}")
     units = read_units()
     programs = {name for name, program in PROGRAM.items() if shutil.which(program, path=_PATH)}
     running = {
@@ -654,7 +690,9 @@ def compare(network: dict) -> dict:
     links = read_links()
     return {
         "backend": backend,
-        "from": current,
+        # What nobody confirmed is not the node's network yet.
+        "from": record.get("backend") if pending else current,
+        "pending": pending,
         "packages": packages,
         "files": files,
         "daemons": daemon_changes(backend, remaining, units),
@@ -699,9 +737,11 @@ def difference(before: str, after: str) -> list[str]:
 
 def is_change(found: dict) -> bool:
     """Whether a comparison found anything to do."""
-    return any(found[key] for key in ("packages", "files", "daemons", "renames"))
+    return any(found[key] for key in ("pending", "packages", "files", "daemons", "renames"))
 
 
 def public(found: dict) -> dict:
     """Return what the controller needs of a comparison."""
-    return {key: found[key] for key in ("backend", "from", "packages", "files", "daemons", "renames")}
+    return {
+        key: found[key] for key in ("backend", "from", "pending", "packages", "files", "daemons", "renames")
+    }

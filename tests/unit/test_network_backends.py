@@ -473,6 +473,24 @@ def test_only_addresses_of_the_old_files_are_removed() -> None:
     assert net.leftovers(before, before, links) == []
 
 
+def test_what_was_there_before_a_change_stays_when_it_is_taken_back() -> None:
+    ports = [{"name": "eth0", "address": "10.10.10.11/24"}, {"name": "eth1", "address": "10.10.20.11/24"}]
+    after = {f"/n/05-cloudctl-{port['name']}.network": f"Address={port['address']}\n" for port in ports}
+    # An installer's file that the change left alone gives eth0 the same address.
+    had = [link("eth0", "", None, "10.10.10.11/24", "10.10.10.250/32"), link("eth1", "", None)]
+    drop = "ip address del 10.10.20.11/24 dev eth1 2>/dev/null || true"
+    assert net.undo_lines({}, after, ports, had, ["reload"]) == [drop, "reload", drop]
+
+
+def test_an_address_that_moved_goes_back_to_its_port() -> None:
+    before = {"/n/05-cloudctl-eth0.network": "Address=10.10.10.11/24\n"}
+    after = {"/n/05-cloudctl-eth1.network": "Address=10.10.10.11/24\n"}
+    ports = [{"name": "eth0", "address": None}, {"name": "eth1", "address": "10.10.10.11/24"}]
+    had = [link("eth0", "", None, "10.10.10.11/24"), link("eth1", "", None)]
+    drop = "ip address del 10.10.10.11/24 dev eth1 2>/dev/null || true"
+    assert net.undo_lines(before, after, ports, had, ["reload"]) == [drop, "reload"]
+
+
 def test_an_address_that_moves_leaves_its_port_first() -> None:
     before = {"/n/05-cloudctl-eth0.network": "Address=10.10.10.11/24\n"}
     ports = [{"name": "eth1", "mac": None, "address": "10.10.10.11/24"}]
@@ -579,7 +597,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A node's directories below a temporary one, without devices, with systemd-networkd running."""
     monkeypatch.setattr(net, "OURS", tuple(f"{tmp_path}{path}" for path in net.OURS))
     monkeypatch.setattr(net, "OTHERS", {kind: f"{tmp_path}{path}" for kind, path in net.OTHERS.items()})
-    for name in ("RECORD", "CLOUD_INIT", "CLOUD_INIT_OFF"):
+    for name in ("STATE", "RECORD", "CLOUD_INIT", "CLOUD_INIT_OFF"):
         monkeypatch.setattr(net, name, f"{tmp_path}{getattr(net, name)}")
     monkeypatch.setattr(net, "read_links", list)
     monkeypatch.setattr(net, "read_units", lambda: {NETWORKD: RUNNING})
@@ -611,6 +629,14 @@ def test_a_node_that_is_as_wanted_has_no_change(root: Path) -> None:
     found = net.compare(rendered(root, "auto"))
     assert found["backend"] == found["from"] == "systemd-networkd"
     assert not net.is_change(found) and plan.network_changes(net.public(found)) == []
+
+
+def test_a_change_that_nobody_confirmed_is_not_the_nodes_network_yet(root: Path) -> None:
+    write_wanted(root, "systemd-networkd")
+    Path(net.STATE, net.PENDING).mkdir(parents=True)
+    found = net.compare(rendered(root, "auto"))
+    assert (found["pending"], found["from"], found["files"]) == (True, None, [])
+    assert net.is_change(found)
 
 
 def test_switching_takes_the_old_files_away_and_shows_them(root: Path) -> None:
@@ -708,6 +734,18 @@ def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Changed:
     return Changed(tmp_path / "state", monkeypatch)
 
 
+def test_a_change_of_a_killed_run_is_taken_over_where_it_is_the_wanted_one(
+    changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = {"backend": "netplan", "from": None, "pending": True}
+    same |= {key: [] for key in ("packages", "files", "daemons", "renames")}
+    monkeypatch.setattr(net, "compare", lambda network: same)
+    answer = changed.module.apply({}, 35)
+    assert (answer["token"], answer["taken_over"]) == ("t", True)
+    assert not changed.called, "its timer goes on"
+    assert changed.module.confirm("t", []) == {"state": "confirmed"}
+
+
 def test_a_new_connection_confirms_and_stops_the_timer(changed: Changed) -> None:
     assert changed.module.confirm("t", []) == {"state": "confirmed"}
     assert "systemctl stop cloudctl-network-undo.timer" in changed.called
@@ -776,7 +814,6 @@ def test_nothing_to_change_is_nothing_done(root: Path, changed: Changed) -> None
 def test_an_earlier_change_is_waited_for_until_it_is_over(
     root: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_wanted(root, "systemd-networkd")
     ends = iter(["active\n", "deactivating\n", "inactive\n"])
 
     def run(argv: list[str], **_options: object) -> str:
@@ -785,6 +822,7 @@ def test_an_earlier_change_is_waited_for_until_it_is_over(
     def sleep(_seconds: float) -> None:
         if (changed.place / "pending").exists():
             (changed.place / "pending").rename(changed.place / "undone")
+            write_wanted(root, "systemd-networkd")
 
     monkeypatch.setattr(changed.module, "run", run)
     monkeypatch.setattr(changed.module.time, "sleep", sleep)
@@ -826,7 +864,7 @@ CHANGE = {"path": "/etc/netplan/90-cloudctl.yaml", "area": "network", "container
 def planned(**values: Any) -> dict[str, Any]:
     found = {
         "backend": "netplan", "from": "systemd-networkd", "packages": [], "files": [], "daemons": [],
-        "renames": [], **values,
+        "renames": [], "pending": False, **values,
     }  # fmt: skip
     return plan.build({"n1": {"jobs": []}}, {"n1": {**OBSERVED, "network": found}})
 
@@ -850,6 +888,12 @@ def test_a_name_or_a_daemon_alone_is_a_change() -> None:
         made = planned(**part)
         assert made["changes"] and made["scope"][0]["todo"] == {"network": ["all"]}
     assert not planned()["changes"]
+
+
+def test_a_change_that_nobody_confirmed_is_a_change() -> None:
+    made = planned(**{"from": None, "pending": True})
+    assert made["scope"] == [{"name": "n1", "todo": {"network_first": ["all"]}}]
+    assert "confirm the change of a run that was interrupted" in "\n".join(plan.describe(made))
 
 
 def test_a_selection_of_services_leaves_the_network_alone() -> None:
@@ -878,6 +922,8 @@ def test_waiting_ends_when_the_node_has_said_how_it_ended() -> None:
     assert netchange.is_end({"state": "confirmed"}) and netchange.is_end({"state": "undone", "ended": True})
     assert not netchange.is_end({"state": "pending"})
     assert not netchange.is_end({"state": "undone", "ended": False})
+    assert netchange.ran_out({"state": "undone", "reason": "timer"})
+    assert not netchange.ran_out({"state": "undone", "reason": "refused"}) and not netchange.ran_out(None)
 
 
 def test_the_nodes_reason_becomes_the_operators_error() -> None:

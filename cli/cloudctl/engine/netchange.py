@@ -30,6 +30,11 @@ def is_end(answer: Mapping[str, Any]) -> bool:
     return answer.get("state") in ("confirmed", "unknown")
 
 
+def ran_out(answer: Mapping[str, Any] | None) -> bool:
+    """Whether a change was taken back because its time was over, not because of what it was."""
+    return (answer or {}).get("state") == "undone" and (answer or {}).get("reason") == "timer"
+
+
 def judge(node: str, answer: Mapping[str, Any] | None, seconds: float) -> CloudctlError | None:
     """Return the error for how a change ended, None where it was confirmed.
 

@@ -153,9 +153,9 @@ def steps(changes: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def network_changes(found: Mapping[str, Any]) -> list[Spec]:
     """Return what happens to a node's network: nothing, or one entry (its files are among the files)."""
-    if not any(found.get(key) for key in ("packages", "files", "daemons", "renames")):
+    if not any(found.get(key) for key in ("pending", "packages", "files", "daemons", "renames")):
         return []
-    return [{key: found[key] for key in ("backend", "from", "packages", "daemons", "renames")}]
+    return [{key: found[key] for key in ("backend", "from", "pending", "packages", "daemons", "renames")}]
 
 
 def _network_lines(changes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -163,6 +163,10 @@ def _network_lines(changes: Sequence[Mapping[str, Any]]) -> list[str]:
     for change in changes:
         before, after = change["from"], change["backend"]
         lines.append(f"  network: {after}" if before in (None, after) else f"  network: {before} -> {after}")
+        if change["pending"]:
+            lines.append(
+                "    confirm the change of a run that was interrupted, before the node takes it back"
+            )
         lines += [f"    {action} {unit}" for action, unit in change["daemons"]]
         lines += [f"    rename port {old} to {new}" for old, new in change["renames"]]
     return lines
