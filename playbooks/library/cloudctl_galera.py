@@ -8,7 +8,6 @@ where all members are known. Reading disturbs no server that runs.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -17,6 +16,7 @@ import subprocess
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.cloudctl_lock import LockHeld, node_lock
 
 DOCUMENTATION = r"""
 ---
@@ -165,23 +165,6 @@ def run(argv, timeout=60, check=True):
     return result
 
 
-@contextlib.contextmanager
-def node_lock(timeout=900):
-    """One change at a time: a call whose caller was killed may still be at work here."""
-    os.makedirs(STATE, mode=0o700, exist_ok=True)
-    with open(f"{STATE}/lock", "w", encoding="utf-8") as handle:
-        end = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > end:
-                    raise MemberError(f"an earlier call still holds {STATE}/lock after {timeout} s") from None
-                time.sleep(0.5)
-        yield
-
-
 # -- reading -----------------------------------------------------------------------------------
 
 
@@ -295,7 +278,7 @@ class Member:
         argv += [image, "bash", "-c", prepare, "position", *self.p["position_command"]]
         error = ""
         for attempt in range(4):
-            with node_lock():
+            with node_lock(STATE):
                 # left behind by a call that was killed
                 run(["docker", "rm", "--force", ONE_SHOT], check=False)
                 code, out, err = run(argv, timeout=1800, check=False)
@@ -495,11 +478,11 @@ def act(params):
         found = member.wait()
         return {"changed": False, "member": found, "tail": member.tail() if not found["status"] else ""}
     if action == "start":
-        with node_lock():
+        with node_lock(STATE):
             started = member.start()
         found = member.wait()
         return {"changed": started, "member": found}
-    with node_lock():
+    with node_lock(STATE):
         if action == "stop":
             if member.serves():
                 return {"changed": False, "serves": True}
@@ -537,6 +520,8 @@ def main():
         module.exit_json(**act(module.params))
     except MemberError as error:
         module.fail_json(msg=str(error), details=error.details)
+    except LockHeld as error:
+        module.fail_json(msg=str(error))
 
 
 if __name__ == "__main__":

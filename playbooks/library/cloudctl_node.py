@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import difflib
-import fcntl
 import grp
 import http.client
 import json
@@ -26,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ansible.module_utils import cloudctl_net as net
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.cloudctl_lock import LockHeld, node_lock
 
 DOCUMENTATION = r"""
 ---
@@ -416,23 +416,6 @@ def observe(spec: dict) -> dict:
 # -- changing ----------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def node_lock(timeout: int):
-    """One change at a time: a call whose deploy was killed may still be at work here."""
-    os.makedirs(STATE, mode=0o700, exist_ok=True)
-    with open(f"{STATE}/lock", "w", encoding="utf-8") as handle:
-        end = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > end:
-                    raise NodeError(f"an earlier call still holds {STATE}/lock after {timeout} s") from None
-                time.sleep(0.5)
-        yield
-
-
 def apply_files(spec: dict, names: list[str]) -> list[dict]:
     """Install packages, write files, run what the changed files ask for, start units.
 
@@ -768,7 +751,7 @@ def main() -> None:
     try:
         if action == "observe" or module.check_mode:
             module.exit_json(changed=False, observed=observe(spec))
-        with node_lock(900):
+        with node_lock(STATE):
             done = {
                 "files": lambda: apply_files(spec, names),
                 "containers": lambda: apply_containers(spec, names, timeout),
@@ -779,6 +762,8 @@ def main() -> None:
         module.exit_json(changed=bool(done), done=done)
     except NodeError as error:
         module.fail_json(msg=str(error), details=error.details)
+    except LockHeld as error:
+        module.fail_json(msg=str(error))
     except net.NetworkError as error:
         module.fail_json(msg=str(error), network_error={"ref": error.ref, "hint": error.hint})
 
