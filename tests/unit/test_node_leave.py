@@ -15,7 +15,7 @@ from cloudctl.node.join import Change
 from cloudctl.node.others import Work
 from cloudctl.site.edit_inventory import add_host
 from cloudctl.site.load import load_site
-from cloudctl.site.model import Node, Site
+from cloudctl.site.model import Interface, Node, Site
 
 HOSTS = "inventory/hosts.yml"
 
@@ -52,9 +52,32 @@ def test_the_last_compute_node_stays_and_one_of_two_may_go(site: Site) -> None:
     assert caught.value.ref == "last-compute"
 
 
-def test_a_node_with_a_monitor_stays(site: Site) -> None:
+def with_storage(*nodes: tuple[str, tuple[str, ...]]) -> Site:
+    """A site of storage nodes alone, each with a port in the storage network."""
+    made = {
+        name: Node(name, groups, f"10.10.10.{n}", {"eth1": Interface("eth1", "storage", f"10.10.30.{n}")})
+        for n, (name, groups) in enumerate(nodes, 1)
+    }
+    return Site(Path("/none"), "s", {}, made, {})
+
+
+def test_a_monitor_goes_to_a_controller_without_one_before_a_storage_node() -> None:
+    site = with_storage(
+        ("osd01", ("storage", "mons")), ("osd02", ("storage", "mons")), ("osd03", ("storage",)),
+        ("ctl01", ("control", "mons")), ("ctl02", ("control",)),
+    )  # fmt: skip
+    heir = leave.heir_of_monitor(site, site.nodes["osd01"])
+    assert heir is not None and heir.name == "ctl02"
+    leave.refuse_indispensable(site, site.nodes["osd01"])
+    site = with_storage(("osd01", ("storage", "mons")), ("osd02", ("storage",)), ("osd03", ("storage",)))
+    heir = leave.heir_of_monitor(site, site.nodes["osd01"])
+    assert heir is not None and heir.name == "osd02"
+
+
+def test_a_node_with_a_monitor_stays_where_nobody_can_take_it() -> None:
+    site = with_storage(("osd01", ("storage", "mons")), ("osd02", ("storage", "mons")))
     with pytest.raises(CheckFailed) as caught:
-        leave.refuse_indispensable(site, Node("osd09", ("storage", "mons"), "10.10.10.219"))
+        leave.refuse_indispensable(site, site.nodes["osd01"])
     assert caught.value.ref == "node-holds-monitor"
 
 
@@ -159,9 +182,9 @@ def test_a_node_without_instances_is_empty() -> None:
 # -- the steps -----------------------------------------------------------------------------------
 
 
-def keys(site: Site, name: str, roles: list[str], *, dead: bool) -> list[str]:
+def keys(site: Site, name: str, roles: list[str], *, dead: bool, heir: str = "") -> list[str]:
     change = Change(site, site, [name], {"ctl01": Work(files=[{"path": "/etc/hosts"}])}, {}, None)
-    leaving = leave.Leaving(site, site.nodes[name], roles, change, dead, lambda text: None, World({}))
+    leaving = leave.Leaving(site, site.nodes[name], roles, change, dead, lambda text: None, World({}), heir)
     steps = leave.build(leaving)
     assert all(step.every_time for step in steps)
     return [step.key for step in steps]
@@ -178,6 +201,9 @@ def test_what_is_done_in_which_order(site: Site) -> None:
         "drain", "osds", "host", "stop", "tell", "settle",
     ]  # fmt: skip
     assert keys(site, "osd01", ["storage"], dead=True) == ["drain", "osds", "host", "tell", "settle"]
+    # A monitor goes first; from a dead node last, when no deploy waits for it any more.
+    assert keys(site, "osd01", ["storage"], dead=False, heir="ctl01")[:2] == ["monitor", "drain"]
+    assert keys(site, "osd01", ["storage"], dead=True, heir="ctl01")[-2:] == ["settle", "monitor"]
     # One that only waits is forgotten.
     assert keys(site, "compute02", [], dead=False) == ["tell", "settle"]
 

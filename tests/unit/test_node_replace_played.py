@@ -18,7 +18,7 @@ from cloudctl.lab import nodes as lab_nodes
 from cloudctl.lab import sitedir
 from cloudctl.lab.topology import topology
 from cloudctl.node_replace import machine, world
-from cloudctl.operations import containers
+from cloudctl.operations import containers, deploying
 from cloudctl.operations.call import Answers
 from cloudctl.runner import RunResult
 from cloudctl.site.load import load_site
@@ -285,6 +285,7 @@ def cloud(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     found = Cloud(site)
     for module, names in (
         (world, ("call", "run_playbook")),
+        (deploying, ("run_playbook",)),
         (containers, ("run_in", "look", "read")),
         (machine, ("find", "take_in")),
     ):

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudctl.errors import ConfigError, UsageError
-from cloudctl.site.edit_inventory import add_host, move_host, remove_host, set_variables
+from cloudctl.site.edit_inventory import (
+    add_host,
+    move_host,
+    names_in,
+    remove_host,
+    set_variables,
+    swap_member,
+)
 
 INVENTORY = """\
 # the machines
@@ -110,6 +117,33 @@ def test_a_removed_host_takes_only_its_own_lines() -> None:
 def test_add_then_remove_leaves_the_text_as_it_was() -> None:
     added = add_host(INVENTORY, "storage", "osd02", {"ansible_host": "10.10.10.212"})
     assert remove_host(added, "osd02") == INVENTORY
+
+
+MONS = """\
+all:
+  children:
+    mons:
+      hosts:
+        # in the first rack
+        osd01:
+        osd02:  # in the second
+    storage:
+      hosts:
+        osd01: {ansible_host: 10.0.0.1}
+        osd02: {ansible_host: 10.0.0.2}
+        osd03: {ansible_host: 10.0.0.3}
+"""
+
+
+def test_another_host_takes_a_place_in_one_group() -> None:
+    edited = swap_member(MONS, "mons", "osd01", "osd03")
+    assert names_in(edited, "mons") == ["osd02", "osd03"]
+    assert names_in(edited, "storage") == ["osd01", "osd02", "osd03"]
+    assert "osd02:  # in the second\n        osd03:\n" in edited
+    with pytest.raises(ConfigError) as caught:
+        swap_member(MONS, "mons", "osd03", "osd01")
+    assert caught.value.ref == "host-not-in-group"
+    assert names_in(MONS, "control") == []
 
 
 def test_variables_are_set_in_both_layouts() -> None:

@@ -507,6 +507,14 @@ def remove_command(site_path: Path, name: str, dead: bool, dry_run: bool, yes: b
             whole = joined(text, {name: joining})
             before = load_site(stack.enter_context(future_site(site_path, whole, "present")))
             node = before.nodes[name]
+        state = Journal(site_path, journal.REMOVE)
+        continued = state.open and name in (state.facts.get("nodes") or {})
+        heir = leave.heir_of_monitor(site, node) if leave.MONITORS in node.groups else None
+        # Interrupted after the inventory names the monitor's new place: the cloud may not know it yet.
+        known = str(state.facts.get("monitor") or "") if continued else ""
+        if heir:
+            text = leave.with_heir(text, name, heir.name)
+            before = load_site(stack.enter_context(future_site(site_path, text, "present")))
         future = stack.enter_context(future_site(site_path, remove_host(text, name)))
         try:
             change = change_of(before, load_site(future), [name])
@@ -515,10 +523,10 @@ def remove_command(site_path: Path, name: str, dead: bool, dry_run: bool, yes: b
                 "node-needed", f"without {name} the site would not work: {error.message}", where=name,
                 hint=error.hint,
             ) from error  # fmt: skip
-        leaving = leave.Leaving(site, node, roles, change, dead, reporter.line, Compute(site))
+        leaving = leave.Leaving(
+            site, node, roles, change, dead, reporter.line, Compute(site), heir.name if heir else known
+        )
         steps = leave.build(leaving)
-        state = Journal(site_path, journal.REMOVE)
-        continued = state.open and name in (state.facts.get("nodes") or {})
         reporter.line(f"checking what {name} serves")
         reporter.line(leaving.check() or "nothing")
         if dry_run:
@@ -529,6 +537,7 @@ def remove_command(site_path: Path, name: str, dead: bool, dry_run: bool, yes: b
         if not continued:
             confirm(f"remove {name}", describe(steps), console, yes=yes)
         state = journal.begin(site_path, journal.REMOVE, {name: "dead" if dead else "alive"})
+        state.keep(monitor=leaving.heir)
         outcomes = execute(steps, state, announce=reporter.announce, report=reporter.report)
         journal.end(state)
         journal.drop(site_path, journal.ADD, name)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from cloudctl.ceph.desired import mon_nodes
 from cloudctl.engine.render import COMPOSE_PATH, CONFIG_ROOT
 from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, Unreachable, UsageError
 from cloudctl.node.enroll import KNOWN_HOSTS
@@ -20,13 +21,17 @@ from cloudctl.node.instances import Compute, refuse_immovable, way_of
 from cloudctl.node.inventory import read_text, tidied, write_text
 from cloudctl.node.join import Change, tell
 from cloudctl.operations.call import call
+from cloudctl.operations.deploying import deploy
 from cloudctl.operations.steps import Step
 from cloudctl.runs.record import write_atomically
-from cloudctl.site.edit_inventory import remove_host
+from cloudctl.site.edit_inventory import names_in, remove_host, swap_member
+from cloudctl.site.load import load_site
 from cloudctl.site.model import Node, Site
 from cloudctl.verify.guest import ping
 
 Say = Callable[[str], None]
+MONITORS = "mons"
+"""The group whose nodes hold Ceph's monitors."""
 
 
 def refuse_indispensable(site: Site, node: Node) -> None:
@@ -47,10 +52,10 @@ def refuse_indispensable(site: Site, node: Node) -> None:
             where=node.name,
             hint=f"a controller is replaced, not removed: cloudctl node replace {node.name}",
         )
-    if "mons" in node.groups:
+    if MONITORS in node.groups and heir_of_monitor(site, node) is None:
         raise CheckFailed(
-            "node-holds-monitor", f"{node.name} holds a Ceph monitor", where=node.name,
-            hint="put another node into the group mons in its place, deploy, then remove it",
+            "node-holds-monitor", f"{node.name} holds a Ceph monitor, and no other node can take it",
+            where=node.name, hint="a node of the storage network is needed that holds none: add one first",
         )  # fmt: skip
     for group in ("compute", "storage"):
         if group in node.groups and len(site.group(group)) == 1:
@@ -58,6 +63,25 @@ def refuse_indispensable(site: Site, node: Node) -> None:
                 f"last-{group}", f"{node.name} is the last node of the group {group}", where=node.name,
                 hint="cloudctl node add another one first",
             )  # fmt: skip
+
+
+def heir_of_monitor(site: Site, node: Node) -> Node | None:
+    """Return who gets a leaving node's monitor: a controller without one, else a storage node. Pure."""
+    taken = {holder.name for holder in mon_nodes(site)}
+    for group in ("control", "storage"):
+        for other in site.group(group):
+            if other.name not in {*taken, node.name} and other.address_on("storage"):
+                return other
+    return None
+
+
+def with_heir(text: str, name: str, heir: str) -> str:
+    """Return the inventory with a node's monitor at its new place, if the node still holds one. Pure.
+
+    Raises:
+        ConfigError: the group can't be edited.
+    """
+    return swap_member(text, MONITORS, name, heir) if heir and name in names_in(text, MONITORS) else text
 
 
 def without_host_key(known: str, node: Node) -> str:
@@ -78,6 +102,7 @@ class Leaving:
         change: what it means for the others.
         dead: it will never come back.
         say: told what is done.
+        heir: the node that gets its monitor; empty where it holds none.
     """
 
     site: Site
@@ -87,6 +112,7 @@ class Leaving:
     dead: bool
     say: Say
     compute: Compute
+    heir: str = ""
     report: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -196,6 +222,14 @@ class Leaving:
 
         return [entry.id for entry in osd.read(self.site).on(self.name)]
 
+    def move_monitor(self) -> str:
+        """Let another node hold the monitor, and tell everything that reads where the monitors are."""
+        path = self.site.path
+        write_text(path, with_heir(read_text(path), self.name, self.heir))
+        done = len(deploy(path).changed)
+        self.site = load_site(path)
+        return f"{self.heir} holds it; {done} changes in the cloud"
+
     def drain(self) -> str:
         """Let all data leave the node's OSDs."""
         from cloudctl import osd
@@ -230,6 +264,10 @@ class Leaving:
                 self._wait_for_daemons()
             remove = mgr("orch host rm", hostname=self.name, force=True, offline=self.dead, timeout=120)
             ask(self.site, [remove], f"removing {self.name} from Ceph", changing=True)
+        if self.dead and self.heir:
+            # Nobody can stop it properly; the others must not count it any more.
+            gone = mon("mon remove", name=self.name, may_fail=True)
+            ask(self.site, [gone], f"forgetting the monitor of {self.name}", changing=True)
         bucket = mon("osd crush remove", name=self.name, may_fail=True)
         ask(self.site, [bucket], f"removing {self.name} from CRUSH", changing=True)
         return "no host of Ceph any more"
@@ -302,7 +340,7 @@ class Leaving:
         path = self.site.path
         text = read_text(path)
         try:
-            text = remove_host(text, self.name)
+            text = remove_host(with_heir(text, self.name, self.heir), self.name)
         except UsageError:
             return "it was gone already"
         write_text(path, tidied(path, text))
@@ -323,6 +361,9 @@ def build(leaving: Leaving) -> list[Step]:
         # Each looks at what is there first, and a deploy may have brought things back: all run again.
         steps.append(Step(key, title, lambda journal: run(), nodes, commands, every_time=True))
 
+    moving = (f"its Ceph monitor goes to {leaving.heir}", leaving.move_monitor, [leaving.heir])
+    if leaving.heir and not dead:
+        add("monitor", *moving, "cloudctl deploy")
     if "compute" in leaving.roles:
         compute = leaving.compute
         if dead:
@@ -344,4 +385,7 @@ def build(leaving: Leaving) -> list[Step]:
     if told:
         add("tell", "what the others need to know", leaving.tell, told)
     add("settle", "the inventory", leaving.settle, [])
+    if leaving.heir and dead:
+        # Before that the deploy would wait for the dead node.
+        add("monitor", *moving, "cloudctl deploy")
     return steps

@@ -17,6 +17,7 @@ from cloudctl.node_replace import ceph, decide
 from cloudctl.node_replace.members import Leftover, Member, fill, filled, leftovers, members
 from cloudctl.operations import containers
 from cloudctl.operations.call import call
+from cloudctl.operations.deploying import deploy
 from cloudctl.runner import Event, RunResult, run_playbook
 from cloudctl.site.model import Node, Site
 from cloudctl.status.probes import clusters_of, parse, probes
@@ -292,17 +293,7 @@ class World:
         Raises:
             CloudctlError, MultiError: it failed; the same again goes on.
         """
-        try:
-            extra = {
-                "cloudctl_services": [],
-                "cloudctl_nodes": [self.name],
-                "cloudctl_health_timeout": HEALTH_TIMEOUT,
-            }
-            result = run_playbook(self.site.path, "deploy", extra, on_event=on_event)
-            result.raise_for_failure(changing=True)
-            return result
-        finally:
-            workspace.remove(self.site.path)
+        return deploy(self.site.path, nodes=[self.name], health_timeout=HEALTH_TIMEOUT, on_event=on_event)
 
     # -- the end -------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ result is read back: what it says must be exactly the wanted change, else nothin
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
@@ -95,6 +96,37 @@ def move_host(text: str, name: str, group: str) -> str:
         target = data["all"]["children"].get(group) or {}
         target["hosts"] = {**(target.get("hosts") or {}), name: variables}
         data["all"]["children"][group] = target
+
+    return _checked(text, edited, change)
+
+
+def names_in(text: str, group: str) -> list[str]:
+    """Return the hosts that a group names itself, without those of the groups in it."""
+    with contextlib.suppress(KeyError, AttributeError, TypeError):
+        return list(_read(text)["all"]["children"][group]["hosts"])
+    return []
+
+
+def swap_member(text: str, group: str, old: str, new: str) -> str:
+    """Return the inventory with another host at a host's place in one group; its other groups stay.
+
+    Raises:
+        ConfigError: the group does not name the old host itself, or the layout can't be edited.
+    """
+    if old not in names_in(text, group):
+        raise ConfigError(
+            "host-not-in-group",
+            f"the group {group} does not name {old} itself",
+            where=FILE,
+            hint=f"put {new} into {group} in its place by hand",
+        )
+    edited, _block = _cut(text, group, old)
+    edited = _insert(edited, group, new, [f"{_scalar(new)}:"])
+
+    def change(data: dict[str, Any]) -> None:
+        hosts = _find_group(data, group)["hosts"]
+        del hosts[old]
+        hosts[new] = None
 
     return _checked(text, edited, change)
 
