@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -383,6 +385,32 @@ def test_osds_are_asked_one_by_one_on_their_own_nodes() -> None:
     assert cephwatch.read_osd({"rc": 0, "stdout": '{"state": "active"}'}) == "active"
     assert cephwatch.read_osd({"rc": 1, "stdout": ""}) == cephwatch.read_osd(None) == "off"
     assert cephwatch.read_osd({"rc": 0, "stdout": "?"}) == "unreadable"
+
+
+def test_osds_of_absent_nodes_are_marked_down_where_the_map_calls_them_up(monkeypatch: Any) -> None:
+    tree = {
+        "nodes": [
+            {"id": -1, "type": "root", "name": "default", "children": [-2, -3]},
+            {"id": -2, "type": "host", "name": "osd01", "children": [0, 3]},
+            {"id": -3, "type": "host", "name": "osd02", "children": [1, 2]},
+            *(
+                {"id": n, "type": "osd", "name": f"osd.{n}", "status": "down" if n == 2 else "up"}
+                for n in range(4)
+            ),
+        ]
+    }
+    asked: list[Sequence[str]] = []
+
+    def mon_command(site: Any, command: Sequence[str]) -> tuple[str, str]:
+        asked.append(command)
+        return json.dumps(tree), "ctl01"
+
+    monkeypatch.setattr(cephwatch, "mon_command", mon_command)
+    said: list[str] = []
+    assert cephwatch.mark_down(None, {"osd02", "ctl03"}, report=said.append) == ["1"]  # type: ignore[arg-type]
+    assert asked[1:] == [["osd", "down", "1"]] and said == ["absent, marked down: osd.1"]
+    asked.clear()
+    assert cephwatch.mark_down(None, [], report=said.append) == [] and not asked  # type: ignore[arg-type]
 
 
 # -- the dashboard --------------------------------------------------------------------------------

@@ -189,6 +189,39 @@ def _missing(
     return errors, state
 
 
+def claimed_up(tree: Mapping[str, Any], nodes: Collection[str]) -> list[str]:
+    """Return the OSDs of some nodes that the cluster's map calls up, by number. Pure.
+
+    Args:
+        tree: ``ceph osd tree --format json``.
+        nodes: their hosts.
+    """
+    entries = {entry["id"]: entry for entry in tree["nodes"]}
+    mine = {
+        number
+        for entry in entries.values()
+        if entry["type"] == "host" and entry["name"] in nodes
+        for number in entry.get("children") or []
+    }
+    return [str(number) for number in sorted(mine) if entries[number].get("status") == "up"]
+
+
+def mark_down(site: Site, nodes: Collection[str], *, report: Report) -> list[str]:
+    """Tell the cluster's map that the OSDs of absent nodes are down, and return which.
+
+    Those of a shutdown with nodown are up in the map although they are off; the monitors can take more than
+    five minutes to believe what the others report, and until then no placement group of theirs serves. One
+    that runs after all reports itself up again.
+    """
+    if not nodes:
+        return []
+    found = claimed_up(json.loads(mon_command(site, ["osd", "tree", "--format", "json"])[0]), nodes)
+    if found:
+        mon_command(site, ["osd", "down", *found])
+        report(f"absent, marked down: {', '.join(f'osd.{number}' for number in found)}")
+    return found
+
+
 def read_state(site: Site) -> dict[str, Any]:
     """Return ``ceph status``, read.
 

@@ -151,9 +151,16 @@ def _health(world: World) -> Step:
     def run(journal: Journal) -> str:
         cluster = set(cephwatch.nodes_of(world.site, "all"))
         absent = bool(cluster & set(_absent(journal))) or bool(cluster & set(world.accepted))
+        cephwatch.mark_down(world.site, cluster & set(_absent(journal)), report=world.say)
         return cephwatch.wait_for_health(world.site, absent=absent, report=world.say)
 
-    return Step("health", "Wait until Ceph is healthy", run, (), ["ceph status"])
+    return Step(
+        "health",
+        "Wait until Ceph is healthy",
+        run,
+        (),
+        ["ceph osd down (those of absent nodes)", "ceph status"],
+    )
 
 
 def _hold(world: World, stages: Sequence[Stage]) -> Step:
