@@ -5,10 +5,13 @@ They need a deployed lab and leave it as they found it. CLOUDCTL_LAB names it (d
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -88,6 +91,28 @@ def start_cloudctl(*args: str, site: Path = SITE) -> subprocess.Popen[str]:
         text=True,
         env={**_OWN, "CLOUDCTL_SITE": str(site)},
     )
+
+
+def lock_is_free() -> bool:
+    with (SITE / ".cloudctl" / "lock").open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def kill_cloudctl(process: subprocess.Popen[str]) -> None:
+    """kill -9 the command, both where it was typed and where it works."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        holder = json.loads((SITE / ".cloudctl" / "lock").read_text())
+        run_on("deploy", f"kill -9 {holder['pid']}", check=False)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while not lock_is_free():
+        assert time.monotonic() < deadline, "the killed run still holds the lock"
+        time.sleep(0.2)
 
 
 def run_on(node: str, command: str, *, check: bool = True, timeout: float = 120) -> str:

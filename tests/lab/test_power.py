@@ -8,11 +8,9 @@ runbook.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +21,9 @@ import pytest
 from conftest import (
     PREFIX,
     SITE,
+    kill_cloudctl,
     lab_nodes,
+    lock_is_free,
     podman,
     read_containers,
     run_cloudctl,
@@ -70,28 +70,6 @@ def journal(name: str) -> dict[str, Any]:
     return {}
 
 
-def lock_is_free() -> bool:
-    with (SITE / ".cloudctl" / "lock").open() as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """kill -9 the command, both where it was typed and where it works."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        holder = json.loads((SITE / ".cloudctl" / "lock").read_text())
-        run_on("deploy", f"kill -9 {holder['pid']}", check=False)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    deadline = time.monotonic() + 60
-    while not lock_is_free():
-        assert time.monotonic() < deadline, "the killed run still holds the lock"
-        time.sleep(0.2)
-
-
 def run_with_kills(name: str, *args: str, at: Callable[[str], bool], timeout: float = 1500) -> list[str]:
     """Run ``cloudctl cluster NAME``; kill it in each step that ``at`` names, go on. Return those steps."""
     killed: list[str] = []
@@ -110,7 +88,7 @@ def run_with_kills(name: str, *args: str, at: Callable[[str], bool], timeout: fl
             assert process.returncode == 0, f"cluster {name} ended with {process.returncode}\n{out}\n{err}"
             return killed
         time.sleep(0.4)  # into the step, not at its door
-        kill(process)
+        kill_cloudctl(process)
         killed.append(victim)
 
 
@@ -123,7 +101,7 @@ def kill_at(step: str) -> None:
     ):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.05)
-    kill(process)
+    kill_cloudctl(process)
 
 
 def check_runs(name: str, killed: list[str], every_time: str) -> None:

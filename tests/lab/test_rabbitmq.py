@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from bus import Bus, ctl
-from conftest import SITE, Result, lab_nodes, read_containers, run_cloudctl, run_on, start_cloudctl
+from conftest import (
+    SITE,
+    Result,
+    kill_cloudctl,
+    lab_nodes,
+    read_containers,
+    run_cloudctl,
+    run_on,
+    start_cloudctl,
+)
 from ledger import controllers
 
 VOLUME = "/var/lib/docker/volumes/rabbitmq/_data"
@@ -191,8 +199,7 @@ def test_broken_data_a_reset_killed_half_way_and_run_again() -> None:
                 seen.append(line)
                 if last in line:
                     break
-            killed.send_signal(signal.SIGKILL)
-            killed.wait()
+            kill_cloudctl(killed)
             assert last in seen[-1], "".join(seen)
         assert any(line.rstrip().endswith(f"Stop the member on {second}: already done") for line in seen)
         # What the killed run had begun on the node may have been enough: then the rest is done.

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import re
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 from clients import ApiClient
-from conftest import SITE, Result, lab_nodes, run_cloudctl, start_cloudctl
+from conftest import SITE, Result, kill_cloudctl, lab_nodes, run_cloudctl, start_cloudctl
 
 Cloudctl = Callable[..., Result]
 Containers = dict[str, dict[str, tuple[str, str]]]
@@ -142,9 +141,7 @@ def test_a_dead_controller_is_replaced(
         for _ in range(2):
             process = start_cloudctl(*arguments, "--output", "json")
             time.sleep(chance.uniform(15, 60))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            wait_unlocked(cloudctl)
+            kill_cloudctl(process)
         done = run_cloudctl(*arguments, "--output", "json", timeout=1800)
     assert done.rc == 0, str(done)
     assert {client.service: client.failures for client in clients} == {name: [] for name in APIS}
@@ -188,11 +185,3 @@ def _without_dead(containers: Callable[[], Containers], victim: str) -> Containe
     found = containers()
     assert not found[victim]
     return found
-
-
-def wait_unlocked(cloudctl: Cloudctl) -> None:
-    """Wait until the run whose caller was killed has ended inside the deploy node."""
-    end = time.monotonic() + 60
-    while "running" in cloudctl("runs", "list").out:
-        assert time.monotonic() < end
-        time.sleep(1)
