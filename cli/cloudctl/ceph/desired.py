@@ -382,6 +382,8 @@ def _config(site: Site, pools: Sequence[Mapping[str, Any]]) -> dict[str, dict[st
             "osd_memory_target": site.get("ceph.osd_memory_target"),
             "osd_memory_target_autotune": False,
         },
+        # A node that came back is called bad until it is looked at again: by itself, after ten minutes.
+        "mgr": {"mgr/cephadm/host_check_interval": 120},
     }
     if int(site.get("ceph.pools.size")) == 1 or any(pool["size"] == 1 for pool in pools):
         config["global"]["mon_allow_pool_size_one"] = True
