@@ -172,6 +172,33 @@ def test_what_keeps_ceph_from_counting_as_healthy() -> None:
     assert ceph_complaints({**degraded, "checks": {"OBJECT_UNFOUND": "3"}}, (), absent=True)
 
 
+@pytest.mark.parametrize(
+    ("state", "seconds", "ending"),
+    [
+        ({"checks": {}, "health": "HEALTH_OK"}, 1, "HEALTH_OK"),
+        ({"checks": {"OSD_NEARFULL": "1 nearfull osd"}}, 61, "warnings stay: 1 nearfull osd (OSD_NEARFULL)"),
+        ({"checks": {"OSD_FULL": "1 full osd"}, "health": "HEALTH_ERR"}, 421, None),
+        ({"checks": {"PG_DEGRADED": "x"}, "pgs": {"active+undersized": 9}}, 421, None),
+    ],
+)
+def test_a_start_waits_for_data_and_goes_on_with_warnings(
+    state: dict[str, Any], seconds: float, ending: str | None, monkeypatch: Any
+) -> None:
+    now = [0.0]
+    whole = {"health": "HEALTH_WARN", "pgs": {"active+clean": 9}, "mgr": True, **state}
+    monkeypatch.setattr(cephwatch, "read_state", lambda site: whole)
+    monkeypatch.setattr(cephwatch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(cephwatch.time, "sleep", lambda pause: now.__setitem__(0, now[0] + pause))
+    said: list[str] = []
+    try:
+        told = cephwatch.wait_for_health(None, absent=False, report=said.append)  # type: ignore[arg-type]
+    except ApplyFailed as error:
+        assert ending is None and error.ref == "ceph-not-healthy"
+    else:
+        assert ending is not None and told.endswith(ending)
+    assert now[0] == pytest.approx(seconds, abs=1)
+
+
 # -- flags ----------------------------------------------------------------------------------------
 
 

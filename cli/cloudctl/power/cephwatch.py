@@ -27,6 +27,8 @@ STOP_ORDER = (
 """Key, kinds of daemons and their name, in the documented order of a shutdown."""
 DAEMONS_TIMEOUT = 240.0
 HEALTH_TIMEOUT = 420.0
+WARNINGS_TIMEOUT = 60.0
+"""Seconds that warnings get to go away while all data is there."""
 
 
 def nodes_of(site: Site, kind: str) -> list[str]:
@@ -235,19 +237,27 @@ def read_state(site: Site) -> dict[str, Any]:
 def wait_for_health(site: Site, *, absent: bool, report: Report, timeout: float = HEALTH_TIMEOUT) -> str:
     """Wait until Ceph is healthy; flags that the operator set do not count against it.
 
+    Where all data is there and only warnings stay, it goes on with them after ``WARNINGS_TIMEOUT`` and says
+    so: a cloud that is off for the sake of a warning helps nobody.
+
     Raises:
         ApplyFailed: it is not within the time; says what is wrong.
     """
     deadline = time.monotonic() + timeout
     calm = 0
+    whole_since = None
     last: list[str] = []
     while True:
         try:
             state = read_state(site)
             complaints = ceph_complaints(state, HARMLESS, absent=absent)
+            whole = not ceph_complaints(state, state["checks"], absent=absent)
         except CloudctlError as error:
-            complaints, state = [error.message], {}
+            complaints, state, whole = [error.message], {}, False
         calm = calm + 1 if not complaints else 0
+        whole_since = (whole_since or time.monotonic()) if whole else None
+        if complaints and whole_since and time.monotonic() - whole_since > WARNINGS_TIMEOUT:
+            return f"all data is there; warnings stay: {'; '.join(complaints)}"
         # The managers' first look at the placement groups comes some seconds after their start.
         if calm >= 2:
             return str(state["health"]) + (
