@@ -348,8 +348,15 @@ def test_a_restore_where_no_server_has_data_any_more(site: SiteCopy) -> None:
 
 def test_pruning_keeps_whole_chains(site: SiteCopy, full: str, increment: str) -> None:
     assert site.cloudctl("db", "prune", "--keep", "1").rc == 2
-    planned = site.cloudctl("db", "prune", "--keep", "2", "--dry-run", "--output", "json").json
-    assert full not in planned["backups"]
+    chains = [name for name in listed(site) if name.endswith("-full")]
+    planned = site.cloudctl("db", "prune", "--keep", str(len(chains)), "--dry-run", "--output", "json").json
+    assert planned["backups"] == [], "as many as there are stay"
+    before = listed(site)
+    planned = site.cloudctl(
+        "db", "prune", "--keep", str(len(chains) - 1), "--dry-run", "--output", "json"
+    ).json
+    assert set(planned["backups"]) == {full, increment}, "the oldest one, with what builds on it"
+    assert listed(site) == before
     result = site.cloudctl("db", "prune", "--keep", "1", "--yes", "--output", "json")
     assert {full, increment} <= set(result.json["backups"]), result
     left = listed(site)
