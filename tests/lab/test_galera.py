@@ -187,7 +187,7 @@ def test_the_only_member_with_usable_data_is_copied_first_or_a_flag_is_asked_for
         on_all(nodes, "docker kill mariadb")
     # One lost its disk, one was receiving all data when the power went.
     run_on(second, f"find {DATA} -mindepth 1 -delete")
-    run_on(third, f"cp -p {DATA}/ib_buffer_pool {DATA}/sst_in_progress")
+    run_on(third, f"cp -p {DATA}/grastate.dat {DATA}/sst_in_progress")
     before = servers(nodes)
     run_on(first, f"mkdir -p {copies} && mount -t tmpfs -o size=8m tmpfs {copies}")
     try:
