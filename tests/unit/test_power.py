@@ -750,3 +750,21 @@ def test_silent_nodes_are_asked_once_and_together(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(world, "answers_ssh", lambda site, name: asked.append(name) or name == "c1")
     assert world.silent_ones(None, ["c1", "k1", "s1"]) == ["k1", "s1"]  # type: ignore[arg-type]
     assert sorted(asked) == ["c1", "k1", "s1"]
+
+
+@pytest.mark.parametrize(("present", "alone"), [(3, False), (2, True)])
+def test_a_message_bus_without_all_members_starts_by_its_majority(
+    present: int, alone: bool, monkeypatch: Any
+) -> None:
+    nodes = ["k1", "k2", "k3"]
+    tier = Tier("infrastructure-2", "infrastructure", ("bus",), {node: ["rabbitmq"] for node in nodes})
+    stage = decide.start_stages([tier], "db")[0].without(nodes[present:])
+    asked: list[tuple[list[str], int]] = []
+    monkeypatch.setattr(
+        start, "start_bus", lambda site, members, size, report: asked.append((list(members), size))
+    )
+    monkeypatch.setattr(start.containers, "start", lambda site, groups, report: {})
+    monkeypatch.setattr(start, "check_bus", lambda world, members: None)
+    world_ = SimpleNamespace(site=None, tiers=[tier], say=lambda line: None)
+    start.start_stage(world_, stage, SimpleNamespace(facts={}))  # type: ignore[arg-type]
+    assert asked == ([(nodes[:present], 3)] if alone else [])

@@ -30,6 +30,8 @@ REPLICATED = ("quorum", "rabbit_quorum_queue")
 JOIN_TIMEOUT = 240
 RECONNECT_TIMEOUT = 180
 SETTLE_TIMEOUT = 60
+ALONE_TIMEOUT = 75
+"""Seconds that members get to start while others are absent: one that waits for nobody needs thirty."""
 
 HEALTHY, COMPLETE, START, RESET, RESTART, REBUILD = (
     "healthy", "complete", "start", "reset", "restart", "rebuild",
@@ -560,24 +562,48 @@ def _start(site: Site, nodes: list[str], every: list[str], report: Callable[[str
         except CloudctlError:
             groups = groups_of(read_views(site, every))
             if not groups or len(groups[0]) <= len(every) // 2:
-                found = {
-                    node: a["containers"].get(CONTAINER)
-                    for node, a in containers.look(site, every).ok.items()
-                }
-                first = first_without_others(found, len(every))
-                if first is None:
+                if not _start_first(site, every, len(every), report):
                     raise
-                report(
-                    f"{first}: starts without waiting for members that stopped after it and do not come back"
-                )
-                _one(site, first, "force_boot")
-                containers.restart(site, {first: [CONTAINER]}, report=report, timeout=JOIN_TIMEOUT)
                 return _settled(site, every)
             return f"{', '.join(sorted(groups[0]))} see each other"
         return _settled(site, every)
 
     many = "all members at the same time" if len(nodes) > 1 else nodes[0]
     return Step("start", f"Start {many}, with the data", run, nodes, [f"docker start {CONTAINER}"])
+
+
+def _start_first(site: Site, nodes: Sequence[str], size: int, report: Callable[[str], None]) -> bool:
+    """Let one member of a waiting majority start without the others; return whether there is one."""
+    found = {node: a["containers"].get(CONTAINER) for node, a in containers.look(site, nodes).ok.items()}
+    first = first_without_others(found, size)
+    if first is None:
+        return False
+    report(f"{first}: starts without waiting for members that stopped after it and do not come back")
+    _one(site, first, "force_boot")
+    containers.restart(site, {first: [CONTAINER]}, report=report, timeout=JOIN_TIMEOUT)
+    return True
+
+
+def start_majority(site: Site, nodes: Sequence[str], size: int, *, report: Callable[[str], None]) -> None:
+    """Start members while others are absent.
+
+    They wait for a member that stopped after them, for half an hour; an absent one can be that. Where a
+    majority waits, one starts first: whoever is absent could confirm nothing without it.
+
+    Args:
+        nodes: the members that are there.
+        size: how many there should be.
+
+    Raises:
+        CloudctlError: they do not start, and too few of them wait.
+    """
+    names = {node: [CONTAINER] for node in nodes}
+    try:
+        containers.start(site, names, report=report, timeout=ALONE_TIMEOUT)
+    except CloudctlError:
+        if not _start_first(site, nodes, size, report):
+            raise
+        containers.start(site, names, report=report, timeout=JOIN_TIMEOUT)
 
 
 def _settled(site: Site, nodes: Sequence[str]) -> str:

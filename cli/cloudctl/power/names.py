@@ -1,5 +1,9 @@
 """The few containers and settings that switching a cloud off and on has to know by name."""
 
+from __future__ import annotations
+
+from cloudctl.operations.rabbitmq import start_majority
+
 DATABASE = "mariadb"
 """Its members are stopped one at a time, and recovered instead of started."""
 BUS = "rabbitmq"
@@ -11,3 +15,5 @@ CHECK_COMMANDS = (
     "neutron agent-list (openstack network agent list)",
 )
 """What the printed runbook types to see whether services and agents report."""
+start_bus = start_majority
+"""Starts the message bus where not all of its members are there."""

@@ -12,7 +12,7 @@ from cloudctl.operations.call import call
 from cloudctl.operations.steps import Journal
 from cloudctl.power import cephwatch, guests
 from cloudctl.power.decide import Instance, Stage, safe_without
-from cloudctl.power.names import BUS, DATABASE
+from cloudctl.power.names import BUS, DATABASE, start_bus
 from cloudctl.power.world import World
 from cloudctl.status.probes import PROBES, parse
 
@@ -36,11 +36,15 @@ def start_stage(world: World, stage: Stage, journal: Journal) -> str:
             absent=journal.facts.get("absent", []),
             complete=journal.facts.get("galera_complete", []),
         )
+    members = [node for node, names in stage.containers().items() if BUS in names]
+    size = sum(BUS in names for tier in world.tiers for names in tier.containers.values())
+    if 0 < len(members) < size:
+        start_bus(world.site, members, size, report=world.say)
     started = containers.start(world.site, stage.groups, report=world.say)
     count = sum(map(len, started.values()))
     total = sum(map(len, stage.containers().values()))
-    if any(BUS in names for names in stage.containers().values()):
-        check_bus(world, [node for node, names in stage.containers().items() if BUS in names])
+    if members:
+        check_bus(world, members)
     return f"{count} of {total} containers started, all healthy"
 
 
