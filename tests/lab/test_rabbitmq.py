@@ -193,9 +193,9 @@ def test_broken_data_a_reset_killed_half_way_and_run_again() -> None:
         wait_until("it is gone", lambda: members(first) == [first, third])
         for last in (f"The others forget {second}: done", f"Move the data of {second} away: done"):
             killed = start_cloudctl("rabbitmq", "reset", "--yes")
-            assert killed.stderr is not None
+            assert killed.stdout is not None
             seen = []
-            for line in killed.stderr:
+            for line in killed.stdout:
                 seen.append(line)
                 if last in line:
                     break
