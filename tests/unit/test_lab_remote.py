@@ -19,8 +19,8 @@ from cloudctl.lab import remote, supervise
 
 SLEEPER = """
 import signal, sys, time
-print("started", flush=True)
 try:
+    print("started", flush=True)  # whoever reads it may send the signal at once
     time.sleep(30)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
