@@ -112,6 +112,7 @@ class World(Compute):
         self.stuck = stuck
         self.asked: list[tuple[str, str]] = []
         self.most = 0
+        self.looks = self.late = 0
 
     def guests(self, node: str = "") -> list[Guest]:
         moving = [guest for guest in self.now.values() if guest.task]
@@ -135,6 +136,10 @@ class World(Compute):
 
     def _why(self, guest: Guest) -> str:
         return "no room"
+
+    def under_way(self, node: str) -> list[str]:
+        self.looks += 1
+        return ["a"] if self.looks <= self.late else []
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +178,20 @@ def test_a_dead_nodes_instances_are_evacuated_whatever_they_are() -> None:
     world = World(guests("ACTIVE", "SHUTOFF", "ERROR", "SHELVED_OFFLOADED"))
     assert world.evacuate("h", lambda text: None).startswith("3 instances")
     assert {action for _id, action in world.asked} == {"evacuate"}
+
+
+def test_a_node_does_its_part_after_its_instances_have_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(guests("ACTIVE"))
+    world.late = 3
+    said: list[str] = []
+    world.move_away("h", said.append)
+    assert world.looks == 4 and sum("puts away" in line or "put away" in line for line in said) == 1
+    world.looks, world.late = 0, 10**9
+    clock = iter(range(0, 10**6, 50))
+    monkeypatch.setattr(instances.time, "monotonic", lambda: next(clock))
+    with pytest.raises(ApplyFailed) as caught:
+        world._await_ended("h", said.append)
+    assert caught.value.ref == "migrations-under-way"
 
 
 def test_a_node_without_instances_is_empty() -> None:

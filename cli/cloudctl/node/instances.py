@@ -18,6 +18,9 @@ Say = Callable[[str], None]
 
 PARALLEL = 2
 """Instances that move away at the same time: each copies its memory over the network."""
+ENDED = frozenset({"completed", "confirmed", "reverted", "error", "failed", "cancelled", "done", "finished"})
+"""States of a migration in which nothing more happens."""
+ENDED_TIMEOUT = 180.0
 EVACUATIONS = 4
 TRIES = 2
 PATIENCE = 600.0
@@ -210,7 +213,41 @@ class Compute:
         Raises:
             ApplyFailed: some cannot be moved; the others are.
         """
-        return self._empty(node, say, self._move, PARALLEL, "moved")
+        told = self._empty(node, say, self._move, PARALLEL, "moved")
+        self._await_ended(node, say)
+        return told
+
+    def _await_ended(self, node: str, say: Say) -> None:
+        """Wait until the node has done its part after its instances have arrived elsewhere.
+
+        Ended before, it leaves migrations that go on for ever, and a service that can't be removed.
+
+        Raises:
+            ApplyFailed: it takes too long.
+        """
+        end = time.monotonic() + ENDED_TIMEOUT
+        told = False
+        while left := self.under_way(node):
+            if time.monotonic() > end:
+                raise ApplyFailed(
+                    "migrations-under-way", f"migrations do not end: {', '.join(left)}", where=node,
+                    hint="see the log of the compute service there; then the same command goes on",
+                )  # fmt: skip
+            if not told:
+                say(f"waiting until {node} has put away what it leaves behind")
+                told = True
+            time.sleep(1)
+
+    def under_way(self, node: str) -> list[str]:
+        """Return the instances of which a migration away from a node has not ended."""
+        rows = self._asked(
+            lambda: list(self._cloud.compute.migrations(host=node)), f"listing the migrations of {node}"
+        )
+        return sorted(
+            str(row.server_id or row.id)
+            for row in rows
+            if row.source_compute == node and row.status not in ENDED
+        )
 
     def evacuate(self, node: str, say: Say) -> str:
         """Start a dead node's instances on others.
