@@ -161,7 +161,12 @@ def test_a_machine_that_is_alive_or_not_fresh_is_refused() -> None:
 
 
 DATABASE = {"size": 2, "state": "Synced", "primary": True, "ready": True}
-BUS = {"members": ["rabbit@a", "rabbit@b", "rabbit@c"], "running": ["rabbit@a", "rabbit@c"], "partitions": []}
+BUS = {
+    "members": ["rabbit@a", "rabbit@b", "rabbit@c"],
+    "running": ["rabbit@a", "rabbit@c"],
+    "partitions": [],
+    "apart": [],
+}
 RAFT = {"role": "follower", "status": "cluster member", "leader": True, "servers": 3, "address": ""}
 MONS = {"quorum": ["a", "c"], "mons": 3}
 NODES = ("a", "b", "c")
@@ -189,7 +194,7 @@ def test_two_of_three_are_a_majority() -> None:
         ("db", {"primary": False}),
         ("db", {"ready": False}),
         ("bus", {"running": ["rabbit@a"]}),
-        ("bus", {"partitions": ["a does not see c"]}),
+        ("bus", {"apart": ["c"], "partitions": ["c does not see a"]}),
         ("raft", {"leader": False}),
         ("raft", {"status": "joining cluster"}),
     ],

@@ -290,6 +290,32 @@ def test_a_restart_that_takes_the_majority_is_refused(order: list[Tier]) -> None
     assert not make("restart", "mariadb", order, nodes=("ctl02",), away=away).serious
 
 
+def test_a_member_that_runs_outside_its_cluster_counts_as_lost(order: list[Tier]) -> None:
+    names = [f"rabbit@{node}" for node in CONTROLLERS]
+    told = {"disk_nodes": names, "running_nodes": names, "partitions": {names[2]: names[:2]}}
+    facts = facts_of(order)
+    for node in CONTROLLERS:
+        facts[node]["probes"]["rabbitmq"] = {"rc": 0, "stdout": json.dumps(told), "stderr": ""}
+
+    def restart(nodes: tuple[str, ...]) -> service.Work:
+        chosen = service.choose("rabbitmq", load_services(), order, nodes)
+        return service.plan(
+            "restart", chosen, facts, expected_of(order), load_services(), controllers=CONTROLLERS
+        )
+
+    work = restart(())
+    assert where(work)[0] == ["ctl03"] and work.serious
+    assert "because ctl03 does not work in the message bus now" in work.losses[0]
+    assert restart(("ctl01",)).serious
+    # Its own restart is what mends it.
+    assert not restart(("ctl03",)).serious
+    # One that does not tell may be lost as well.
+    facts["ctl03"]["probes"]["rabbitmq"] = {"rc": 1, "stdout": "", "stderr": "no"}
+    facts["ctl02"]["probes"]["rabbitmq"]["stdout"] = json.dumps({**told, "partitions": {}})
+    facts["ctl01"]["probes"]["rabbitmq"]["stdout"] = json.dumps({**told, "partitions": {}})
+    assert restart(("ctl01",)).serious and not restart(("ctl03",)).serious
+
+
 def test_the_database_stops_one_member_at_a_time_and_starts_the_last_one_first(order: list[Tier]) -> None:
     stop = make("stop", "mariadb", order)
     assert where(stop) == [["ctl03"], ["ctl02"], ["ctl01"]]

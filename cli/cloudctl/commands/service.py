@@ -238,10 +238,7 @@ def work_on(
         if not console.json:
             _preview(console, work)
         if work.action == "restart" and work.serious:
-            raise CheckFailed(
-                "majority-at-risk", work.losses[0], where=name,
-                hint="bring the other members back first (cloudctl status names them)",
-            )  # fmt: skip
+            raise CheckFailed("majority-at-risk", work.losses[0], where=name, hint=service.AT_RISK)
         confirm(f"service {action} would change {', '.join(work.nodes())}", yes=yes)
         service.run(site, work, expected, services, report=report, timeout=timeout, changed=changed)
         warnings = service.verify(site, work, expected)

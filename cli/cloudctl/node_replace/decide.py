@@ -11,6 +11,7 @@ from cloudctl.engine.definitions import Cluster as Definition
 from cloudctl.errors import CheckFailed, CloudctlError, MultiError, UsageError
 from cloudctl.node_replace.members import Member
 from cloudctl.site.model import Node, Site
+from cloudctl.status.probes import working
 
 Answer = Mapping[str, Any]
 
@@ -122,30 +123,6 @@ def clusters(
     if site.group("storage"):
         result.append(Cluster("ceph", "Ceph's monitors", tuple(node.name for node in mon_nodes(site))))
     return [cluster for cluster in result if cluster.nodes]
-
-
-def working(answers: Mapping[str, Answer]) -> set[str]:
-    """Return the nodes whose member works, in the majority's view.
-
-    Args:
-        answers: by node, a probe's parsed answer (``cloudctl.status.probes``); kinds differ in fields.
-    """
-    found: set[str] = set()
-    for node, data in answers.items():
-        if "primary" in data:
-            works = data["primary"] and data["ready"] and data["state"] == "Synced"
-        elif "partitions" in data:
-            works = node in {str(name).rpartition("@")[2] for name in data["running"]}
-            works = works and not data["partitions"]
-        elif "leader" in data:
-            works = data["leader"] and data["status"] == "cluster member"
-        else:
-            # All of a quorum tell the same.
-            found |= set(data.get("quorum") or ())
-            continue
-        if works:
-            found.add(node)
-    return found
 
 
 def check_quorum(

@@ -13,7 +13,7 @@ from typing import Any
 from cloudctl.engine.definitions import Service
 from cloudctl.operations.call import call
 from cloudctl.site.model import Site
-from cloudctl.status.probes import PROBES
+from cloudctl.status.probes import PROBES, parse, working
 from cloudctl.status.summary import Expected, Problem, summarise
 
 
@@ -93,6 +93,25 @@ def members_up(name: str, facts: Mapping[str, Mapping[str, Any]]) -> set[str]:
         for item in known.get("containers") or []
         if item["name"] == name and item["state"] == "running" and item["health"] in ("", "healthy")
     }
+
+
+def members_well(name: str, facts: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Return the nodes whose copy of a container is up and works, if it is one, as a cluster's member. Pure.
+
+    A member whose cluster was not asked counts by its container alone.
+    """
+    up = members_up(name, facts)
+    if name not in BY_CONTAINER:
+        return up
+    probe = BY_CONTAINER[name].probe
+    told = {node: facts[node]["probes"][probe] for node in up if probe in (facts[node].get("probes") or {})}
+    answers = {node: data for node, answer in told.items() if (data := parse(probe, answer)[0]) is not None}
+    return (up - set(told)) | (up & working(answers))
+
+
+def members_ill(name: str, facts: Mapping[str, Mapping[str, Any]], expected: Expected) -> list[str]:
+    """Return the nodes whose member should work in its cluster and does not. Pure."""
+    return sorted(set(expected.nodes_of(name)) - members_well(name, facts))
 
 
 def present(names: Iterable[str], facts: Mapping[str, Mapping[str, Any]], expected: Expected) -> Expected:

@@ -25,6 +25,11 @@ SETTLE = 6.0
 """Seconds in which the load balancer notices that a copy is back: its checks, and a little more."""
 WHOLE_TIMEOUT = 180.0
 """Seconds in which a cluster has to be whole after one of its members was started."""
+AT_RISK = (
+    "bring that member back first: cloudctl status tells what is wrong,"
+    " cloudctl service restart NAME --node NODE restarts it alone"
+)
+"""How to go on where a restart would take the majority away."""
 Facts = Mapping[str, Mapping[str, Any]]
 Report = Callable[[str], None]
 
@@ -199,7 +204,7 @@ def _start_batches(tier: Tier, facts: Facts, first: str | None) -> list[Batch]:
 def _restart_batches(tier: Tier, facts: Facts, controllers: set[str], holders: set[str]) -> list[Batch]:
     def place(node: str) -> tuple[bool, bool]:
         # What does not work loses nothing; the holder of an address comes last.
-        well = all(_healthy(facts, node, c) for c in tier.containers[node])
+        well = all(node in clusters.members_well(c, facts) for c in tier.containers[node])
         return well, node in holders
 
     nodes = sorted(tier.containers, key=place)
@@ -310,7 +315,11 @@ def _gaps(work: Work, facts: Facts, expected: Expected) -> None:
             work.losses.append(f"{name}: its only copy is away while it is restarted")
     for batch in work.batches:
         for name in refused(batch, facts, expected):
-            work.losses.append(f"{name}: no majority is left while {', '.join(batch.containers)} restarts")
+            away = clusters.members_ill(name, facts, expected)
+            work.losses.append(
+                f"{name}: no majority is left while {', '.join(batch.containers)} restarts,"
+                f" because {', '.join(away)} does not work in {clusters.BY_CONTAINER[name].title} now"
+            )
             work.serious = True
 
 
@@ -321,7 +330,7 @@ def refused(batch: Batch, facts: Facts, expected: Expected) -> list[str]:
         if name not in clusters.BY_CONTAINER:
             continue
         wanted = expected.nodes_of(name)
-        up = clusters.members_up(name, facts)
+        up = clusters.members_well(name, facts)
         majority = len(wanted) // 2 + 1
         left = up - {node for node, names in batch.containers.items() if name in names}
         if len(wanted) > 2 and len(up) >= majority > len(left):
@@ -435,13 +444,16 @@ def _may_restart(site: Site, batch: Batch, expected: Expected) -> None:
     if not concerned:
         return
     nodes = sorted({node for name in concerned for node in expected.nodes_of(name)})
-    lost = refused(batch, clusters.ask(site, concerned, nodes), expected)
+    facts = clusters.ask(site, concerned, nodes)
+    lost = refused(batch, facts, expected)
     if lost:
+        away = dict.fromkeys(node for name in lost for node in clusters.members_ill(name, facts, expected))
         raise CheckFailed(
             "majority-at-risk",
-            f"a restart of {', '.join(lost)} now would leave no majority of its cluster",
+            f"a restart of {', '.join(lost)} now would leave no majority of its cluster:"
+            f" {', '.join(away)} does not work in it",
             where=", ".join(batch.containers),
-            hint="bring the other members back first (cloudctl status names them)",
+            hint=AT_RISK,
         )  # fmt: skip
 
 

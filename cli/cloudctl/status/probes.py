@@ -82,7 +82,8 @@ def parse_erlang(text: str) -> dict[str, Any]:
     """Read ``rabbitmqctl cluster_status --formatter json``.
 
     Returns:
-        ``running`` and ``members`` (node names), ``partitions`` and ``alarms`` (texts).
+        ``running`` and ``members`` (node names), ``partitions`` and ``alarms`` (texts), ``apart`` (hosts that
+        went on without others and have not been started since).
     """
     data = json.loads(text)
     return {
@@ -92,6 +93,7 @@ def parse_erlang(text: str) -> dict[str, Any]:
             f"{node} does not see {', '.join(others)}"
             for node, others in (data.get("partitions") or {}).items()
         ),
+        "apart": sorted(str(node).rpartition("@")[2] for node in data.get("partitions") or {}),
         "alarms": sorted(_alarm(alarm) for alarm in data.get("alarms") or []),
     }
 
@@ -193,3 +195,27 @@ def parse(
         return PARSERS[kind](str(answer["stdout"])), ""
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return None, f"its answer cannot be read ({error})"
+
+
+def working(answers: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Return the nodes whose member of one cluster works, in the majority's view. Pure.
+
+    Args:
+        answers: by node, a probe's parsed answer (``parse``); kinds differ in fields.
+    """
+    found: set[str] = set()
+    for node, data in answers.items():
+        if "primary" in data:
+            works = data["primary"] and data["ready"] and data["state"] == "Synced"
+        elif "partitions" in data:
+            works = node in {str(name).rpartition("@")[2] for name in data["running"]}
+            works = works and node not in data["apart"]
+        elif "leader" in data:
+            works = data["leader"] and data["status"] == "cluster member"
+        else:
+            # All of a quorum tell the same.
+            found |= set(data.get("quorum") or ())
+            continue
+        if works:
+            found.add(node)
+    return found
