@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from site_support import lab_site
 
 from cloudctl.errors import ApplyFailed, CheckFailed, UsageError
 from cloudctl.node import instances, journal, leave
-from cloudctl.node.instances import Compute, Guest, refuse_immovable, way_of
+from cloudctl.node.instances import Compute, Guest, Migration, forgotten, refuse_immovable, way_of
 from cloudctl.node.join import Change
 from cloudctl.node.others import Work
 from cloudctl.site.edit_inventory import add_host
@@ -113,6 +114,8 @@ class World(Compute):
         self.asked: list[tuple[str, str]] = []
         self.most = 0
         self.looks = self.late = 0
+        self.runs: set[str] = set()
+        self.ended: list[str] = []
 
     def guests(self, node: str = "") -> list[Guest]:
         moving = [guest for guest in self.now.values() if guest.task]
@@ -137,9 +140,15 @@ class World(Compute):
     def _why(self, guest: Guest) -> str:
         return "no room"
 
-    def under_way(self, node: str) -> list[str]:
+    def under_way(self, node: str) -> list[Migration]:
         self.looks += 1
-        return ["a"] if self.looks <= self.late else []
+        return [Migration("m0", "0", node)] if self.looks <= self.late else []
+
+    def running(self, node: str) -> set[str]:
+        return self.runs
+
+    def end_migrations(self, stale: Sequence[Migration]) -> None:
+        self.ended += [move.id for move in stale]
 
 
 @pytest.fixture(autouse=True)
@@ -189,9 +198,52 @@ def test_a_node_does_its_part_after_its_instances_have_left(monkeypatch: pytest.
     world.looks, world.late = 0, 10**9
     clock = iter(range(0, 10**6, 50))
     monkeypatch.setattr(instances.time, "monotonic", lambda: next(clock))
+    world.runs = {"0"}
     with pytest.raises(ApplyFailed) as caught:
         world._await_ended("h", said.append)
-    assert caught.value.ref == "migrations-under-way"
+    assert caught.value.ref == "migrations-under-way" and not world.ended
+    world.runs = set()
+    world._await_ended("h", said.append)
+    assert world.ended == ["m0"] and "ended" in said[-1]
+
+
+def test_only_a_migration_that_nobody_works_on_is_ended() -> None:
+    moves = [Migration(f"m{n}", str(n), "h") for n in range(5)]
+    now = [
+        Guest("0", "", "other", "ACTIVE"),
+        Guest("1", "", "other", "ACTIVE", "migrating"),
+        Guest("2", "", "h", "ACTIVE"),
+        Guest("3", "", "other", "ACTIVE"),
+    ]
+    assert [move.id for move in forgotten(moves, now, {"3"})] == ["m0", "m4"], "the last one was deleted"
+
+
+def test_what_a_dead_node_was_at_is_not_waited_for() -> None:
+    world = World({"0": Guest("0", "vm0", "h", "MIGRATING", "migrating")}, ())
+    world.late = 10**9
+    world.guests = lambda node="": [g for g in world.now.values() if node in ("", g.host)]  # type: ignore[method-assign]
+    done = world._act
+
+    def act(guest: Guest, body: dict[str, Any]) -> None:
+        done(guest, body)
+        world.now["0"] = Guest("0", "vm0", "other", "ACTIVE")
+
+    world._act = act  # type: ignore[method-assign]
+    assert world.evacuate("h", lambda text: None) == "1 instances evacuated"
+    assert world.asked == [("0", "evacuate")] and world.ended == ["m0"] and world.looks == 1
+    # One that is being evacuated (by a run that was interrupted) is waited for.
+    world.now["0"] = Guest("0", "vm0", "h", "REBUILD", "rebuilding")
+    looks = iter(range(3))
+
+    def look(node: str = "") -> list[Guest]:
+        if next(looks, None) is None:
+            world.now["0"] = Guest("0", "vm0", "other", "ACTIVE")
+        return [g for g in world.now.values() if node in ("", g.host)]
+
+    world.guests = look  # type: ignore[method-assign]
+    world.asked.clear()
+    world.evacuate("h", lambda text: None)
+    assert world.asked == []
 
 
 def test_a_node_without_instances_is_empty() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 from cloudctl.errors import ApplyFailed, CheckFailed
 from cloudctl.openrc import connect
+from cloudctl.operations.call import call
 from cloudctl.site.model import Site
 from cloudctl.status.collect import one_line
 from cloudctl.verify.tenant import COMPUTE_VERSION
@@ -39,6 +40,39 @@ class Guest:
     status: str
     task: str = ""
     fault: str = ""
+
+
+@dataclass(frozen=True)
+class Migration:
+    """A migration that has not ended: its UUID, the instance's, and the node that it is to leave."""
+
+    id: str
+    guest: str
+    source: str
+
+
+END_MIGRATIONS = ("nova_conductor", "nova-end-migrations.py")
+"""Container and program in it that ends migrations by their UUIDs."""
+
+
+def forgotten(
+    left: Sequence[Migration], guests: Sequence[Guest], running: Collection[str]
+) -> list[Migration]:
+    """Return the migrations that are over in truth: the instance is where nothing is done with it. Pure.
+
+    Args:
+        left: those that have not ended.
+        guests: all instances; one that is not among them was deleted.
+        running: the instances that run on the node that is left.
+    """
+    now = {guest.id: guest for guest in guests}
+
+    def over(move: Migration) -> bool:
+        guest = now.get(move.guest)
+        still = guest is not None and (guest.task or guest.host == move.source or guest.status == "MIGRATING")
+        return not still and move.guest not in running
+
+    return [move for move in left if over(move)]
 
 
 def way_of(guest: Guest) -> str:
@@ -217,10 +251,16 @@ class Compute:
         self._await_ended(node, say)
         return told
 
-    def _await_ended(self, node: str, say: Say) -> None:
+    def _await_ended(self, node: str, say: Say, *, dead: bool = False) -> None:
         """Wait until the node has done its part after its instances have arrived elsewhere.
 
-        Ended before, it leaves migrations that go on for ever, and a service that can't be removed.
+        Ended before, it leaves migrations that go on for ever, and a service that can't be removed. One that
+        goes on for ever already (a service was killed in its middle) is ended here, where that is certain.
+
+        Args:
+            node: which is left.
+            say: told what is waited for.
+            dead: it does nothing any more: what it had to do is not waited for.
 
         Raises:
             ApplyFailed: it takes too long.
@@ -228,9 +268,17 @@ class Compute:
         end = time.monotonic() + ENDED_TIMEOUT
         told = False
         while left := self.under_way(node):
-            if time.monotonic() > end:
+            late = time.monotonic() > end
+            if late or (dead and all(move.source == node for move in left)):
+                stale = forgotten(left, self.guests(), set() if dead else self.running(node))
+                if len(stale) == len(left):
+                    self.end_migrations(stale)
+                    say(f"{len(stale)} migrations that nobody works on any more were ended")
+                    return
+            if late:
+                named = ", ".join(move.guest or move.id for move in left)
                 raise ApplyFailed(
-                    "migrations-under-way", f"migrations do not end: {', '.join(left)}", where=node,
+                    "migrations-under-way", f"migrations do not end: {named}", where=node,
                     hint="see the log of the compute service there; then the same command goes on",
                 )  # fmt: skip
             if not told:
@@ -238,16 +286,40 @@ class Compute:
                 told = True
             time.sleep(1)
 
-    def under_way(self, node: str) -> list[str]:
-        """Return the instances of which a migration away from a node has not ended."""
+    def under_way(self, node: str) -> list[Migration]:
+        """Return the migrations from or to a node that have not ended."""
         rows = self._asked(
             lambda: list(self._cloud.compute.migrations(host=node)), f"listing the migrations of {node}"
         )
-        return sorted(
-            str(row.server_id or row.id)
+        return [
+            Migration(str(row.uuid), str(row.server_id or ""), row.source_compute or "")
             for row in rows
-            if row.source_compute == node and row.status not in ENDED
-        )
+            if node in (row.source_compute, row.dest_compute) and row.status not in ENDED
+        ]
+
+    def running(self, node: str) -> set[str]:
+        """Return the instances that run on a node, as its hypervisor tells."""
+        from cloudctl.power.guests import domains, is_running
+
+        found, failed = domains(self._site, [node])
+        if failed:
+            raise failed[node]
+        return {number for number, state in found.get(node, {}).items() if is_running(state)}
+
+    def end_migrations(self, stale: Sequence[Migration]) -> None:
+        """Write down that migrations have failed: no API does that for one that nobody works on.
+
+        Raises:
+            CloudctlError: no controller can.
+        """
+        argv = ["docker", "exec", *END_MIGRATIONS, *(move.id for move in stale)]
+        for node in self._site.group("control"):
+            answers = call(
+                self._site.path, "ansible.builtin.command", {node.name: {"argv": argv}}, changing=True
+            )
+            if not answers.failed:
+                return
+        answers.all_or_raise()
 
     def evacuate(self, node: str, say: Say) -> str:
         """Start a dead node's instances on others.
@@ -255,7 +327,9 @@ class Compute:
         Raises:
             ApplyFailed: some cannot be started; the others are.
         """
-        return self._empty(node, say, self._evacuate, EVACUATIONS, "evacuated")
+        told = self._empty(node, say, self._evacuate, EVACUATIONS, "evacuated", dead=True)
+        self._await_ended(node, say, dead=True)
+        return told
 
     def _move(self, guest: Guest) -> bool:
         """Do the next thing for an instance; return whether it was the beginning of a move."""
@@ -275,7 +349,16 @@ class Compute:
         self._act(guest, {"evacuate": {}})
         return True
 
-    def _empty(self, node: str, say: Say, act: Callable[[Guest], bool], parallel: int, done: str) -> str:
+    def _empty(
+        self,
+        node: str,
+        say: Say,
+        act: Callable[[Guest], bool],
+        parallel: int,
+        done: str,
+        *,
+        dead: bool = False,
+    ) -> str:
         wanted = {guest.id: guest for guest in self.guests(node) if way_of(guest) != GONE}
         tries: dict[str, int] = {}
         began: dict[str, float] = {}
@@ -299,7 +382,9 @@ class Compute:
                     continue
                 if number in stuck:
                     continue
-                if guest.task or (guest.status in ("MIGRATING", "RESIZE", "REBUILD")):
+                # What a dead node was at will not end: its instances are not waited for before the first try.
+                fresh = dead and number not in tries and guest.status != "REBUILD"
+                if not fresh and (guest.task or guest.status in ("MIGRATING", "RESIZE", "REBUILD")):
                     moving += 1
                     if time.monotonic() - began.setdefault(number, time.monotonic()) > PATIENCE:
                         stuck[number] = f"no end after {PATIENCE:.0f} s ({guest.task or guest.status})"
