@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SITE, lab_nodes, read_containers, run_cloudctl, run_on, start_cloudctl
-from test_power import kill
+from conftest import SITE, kill_cloudctl, lab_nodes, read_containers, run_cloudctl, run_on, start_cloudctl
 
 from cloudctl.lab.host import run
 from cloudctl.lab.nodes import STATE
@@ -389,7 +388,7 @@ def test_a_disk_comes(cloudctl: Cloudctl, data: Callable[[], str]) -> None:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.1)
     time.sleep(1)
-    kill(process)
+    kill_cloudctl(process)
     result = cloudctl("osd", "add", node, device, "--yes", timeout=LONG)
     assert result.rc == 0, str(result)
     after = osds()

@@ -263,7 +263,7 @@ def test_data_of_another_cluster_are_not_overwritten_by_a_join() -> None:
     members = table(synced("n1", size=2), synced("n2", size=2), crashed("n3", uuid=B))
     assert refused(decide(members)) == "galera-uuids-differ"
     # unless an earlier recovery gave that identity up
-    assert decide(members, renewed=Renewed("n1", B)).joiners == ("n3",)
+    assert decide(members, renewed=Renewed("n1", (B,))).joiners == ("n3",)
 
 
 def test_two_clusters_that_serve_are_refused() -> None:
@@ -351,14 +351,14 @@ def test_what_an_earlier_recovery_gave_up_is_older() -> None:
     # n1 started the cluster under a new UUID and crashed before the others had joined it
     members = table(crashed("n1", 3, uuid=B), crashed("n2", 500), crashed("n3", 400))
     assert refused(decide(members)) == "galera-uuids-differ"
-    decision = decide(members, renewed=Renewed("n1", A))
+    decision = decide(members, renewed=Renewed("n1", (A,)))
     assert (decision.chosen, decision.uuid, decision.joiners) == ("n1", B, ("n2", "n3"))
     # it crashed before that: nothing has been given up yet
     members = table(crashed("n1", 500), crashed("n2", 500), crashed("n3", 600))
-    assert decide(members, renewed=Renewed("n1", A)).chosen == "n3"
+    assert decide(members, renewed=Renewed("n1", (A,))).chosen == "n3"
     third = "2ff4ff14-e575-11f1-b602-cffb54711728"
     members = table(crashed("n1", 3, uuid=B), crashed("n2"), crashed("n3", uuid=third))
-    assert refused(decide(members, renewed=Renewed("n1", A))) == "galera-uuids-differ"
+    assert refused(decide(members, renewed=Renewed("n1", (A,)))) == "galera-uuids-differ"
 
 
 # -- whatever the table is ----------------------------------------------------------------------
@@ -419,3 +419,12 @@ def test_the_position_of_the_choice_does_not_depend_on_the_order(
     shuffled = decide(table(*(members[i] for i in order)))
     assert shuffled.seqno == max(positions)
     assert set(shuffled.joiners) | {shuffled.chosen} == {"n0", "n1", "n2", "n3"}
+
+
+def test_the_order_in_which_identities_were_given_up_is_the_age_of_the_data() -> None:
+    renewed = Renewed("n1", ()).and_now("n1", A).and_now("n2", B)
+    assert renewed == Renewed("n2", (A, B))
+    assert renewed.newest([A, B]) == B and renewed.newest([A]) == A
+    assert renewed.newest([A, "C"]) == "C" and renewed.newest(["C", "D", A]) is None
+    assert renewed.newest([]) is None
+    assert renewed.and_now("n1", A).newest([A, B]) == A

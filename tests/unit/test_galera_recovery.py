@@ -293,6 +293,27 @@ def test_a_missing_member_does_not_come_back_into_a_history_that_is_not_its_own(
     assert cluster.servers["n3"].rows == cluster.servers["n1"].rows
 
 
+def test_what_was_given_up_twice_is_still_the_older_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cluster = three()
+    cluster.servers["n3"].up = False
+    run = play(monkeypatch, tmp_path, cluster)
+    for _ in range(2):
+        # The first member starts under a new identity; before the second joins it, everything ends.
+        cluster.calls.clear()
+        cluster.kill_at, cluster.kill_before = 5, True
+        with pytest.raises(Killed):
+            run("n3")
+        cluster.servers["n1"].crash()
+    cluster.kill_at = None
+    assert cluster.servers["n2"].uuid == OLD
+    run("n3")
+    assert cluster.servers["n2"].uuid == cluster.servers["n1"].uuid != OLD
+    cluster.servers["n3"].up = True
+    assert run().joined == ("n3",)
+
+
 def test_images_of_others_are_not_started_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     site: Any = SimpleNamespace(get=lambda key, default=None: "kolla")
     given_site: Site = site

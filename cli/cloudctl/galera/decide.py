@@ -14,15 +14,28 @@ HEALTHY, JOIN, BOOTSTRAP, REFUSE = "healthy", "join", "bootstrap", "refuse"
 
 @dataclass(frozen=True)
 class Renewed:
-    """An earlier recovery that gave the cluster a new identity, because a member was missing.
+    """Earlier recoveries that gave the cluster a new identity, because a member was missing.
 
     Attributes:
-        node: the member that started the cluster then.
-        uuid: the identity that was given up: data that still carries it is older than the node's.
+        node: the member that started the cluster the last time.
+        uuids: the identities that were given up, in that order: data with one of them is older than data with
+            a later one, and that older than the node's.
     """
 
     node: str
-    uuid: str
+    uuids: tuple[str, ...]
+
+    def and_now(self, node: str, uuid: str) -> Renewed:
+        """Return it after the member started the cluster anew and gave up one more identity."""
+        return Renewed(node, (*(known for known in self.uuids if known != uuid), uuid))
+
+    def newest(self, uuids: Iterable[str]) -> str | None:
+        """Return the identity of the newest data; None where more than one of them was never given up."""
+        found = set(uuids)
+        kept = found - set(self.uuids)
+        if len(kept) > 1:
+            return None
+        return kept.pop() if kept else max(found, key=self.uuids.index, default=None)
 
 
 @dataclass(frozen=True)
@@ -151,7 +164,7 @@ def _join(
         and uuid
         and member.uuid != uuid
         and not member.running
-        and not (renewed and member.uuid == renewed.uuid)
+        and not (renewed and member.uuid in renewed.uuids)
     ]
     if foreign:
         return _refuse(_different([*primaries, *foreign]))
@@ -202,7 +215,7 @@ def _bootstrap(
     present = [member for member in members.values() if member.reachable]
     # Two names for the same data: a crash between two writes, or a hand. Only the first can be told apart.
     for member in present:
-        if member.differs and not (renewed and renewed.uuid in (member.uuid, member.differs)):
+        if member.differs and not (renewed and {member.uuid, member.differs} & {*renewed.uuids}):
             return _refuse(
                 CheckFailed(
                     "galera-uuids-differ",
@@ -230,11 +243,11 @@ def _bootstrap(
         )
     known = [member for member in present if member.position]
     uuids = {member.uuid for member in [*known, *pending] if member.uuid}
-    if renewed and len(uuids) == 2 and renewed.uuid in uuids:
-        starter = members.get(renewed.node)
-        if starter is not None and starter.uuid and starter.uuid != renewed.uuid:
-            known = [member for member in known if member.uuid != renewed.uuid]
-            uuids.discard(renewed.uuid)
+    if renewed and len(uuids) > 1:
+        newest, starter = renewed.newest(uuids), members.get(renewed.node)
+        if newest and starter is not None and starter.uuid == newest:
+            known = [member for member in known if member.uuid == newest]
+            uuids = {newest}
     if len(uuids) > 1:
         return _refuse(_different([member for member in present if member.uuid]))
     if not known and not pending:

@@ -216,7 +216,11 @@ def check_names(names: Iterable[str], known: Sequence[str]) -> None:
 
 def _renewed(journal: Journal) -> Renewed | None:
     facts = journal.facts.get("renewed")
-    return Renewed(str(facts["node"]), str(facts["uuid"])) if facts else None
+    return Renewed(str(facts["node"]), tuple(facts["uuids"])) if facts else None
+
+
+def _keep(journal: Journal, renewed: Renewed) -> None:
+    journal.keep(renewed={"node": renewed.node, "uuids": list(renewed.uuids)})
 
 
 def table(members: Mapping[str, Member]) -> list[str]:
@@ -420,9 +424,10 @@ def _start_anew(
         report("no copy of the data is made")
     if decision.new_identity:
         # Before the node is touched: a later run must know which data is the older one.
-        journal.keep(renewed={"node": decision.chosen, "uuid": decision.uuid})
-    elif (old := _renewed(journal)) and old.node != decision.chosen and old.uuid != decision.uuid:
-        journal.keep(renewed={"node": decision.chosen, "uuid": old.uuid})
+        before_it = _renewed(journal) or Renewed(decision.chosen, ())
+        _keep(journal, before_it.and_now(decision.chosen, decision.uuid))
+    elif (old := _renewed(journal)) and old.node != decision.chosen and decision.uuid not in old.uuids:
+        _keep(journal, replace(old, node=decision.chosen))
     journal.keep(chosen=decision.chosen, reason=decision.reason, copy=made)
     report(f"{decision.chosen}: starts the cluster")
     state = (
