@@ -171,6 +171,11 @@ def test_a_partition_that_did_not_heal_ends_with_the_minority_reset(cut: Callabl
             assert shown.rc == 0 and shown.json["decision"]["reset"] == [third], str(shown)
             assert members(third) == [third], "a dry run changes nothing"
             before = started()
+            for more in ((), ("--node", first)):
+                refused = run_cloudctl("service", "restart", "rabbitmq", *more, "--yes")
+                assert (refused.rc, refused.refs) == (4, ["majority-at-risk"]), str(refused)
+                assert f"{third} does not work in the message bus" in refused.err
+            assert started() == before
             check_whole(reset(), kind="reset", keep=[first, second], reset=[third])
         finally:
             for node in nodes:
