@@ -164,17 +164,26 @@ def status(**more: Any) -> dict[str, Any]:
 
 
 def test_a_view_is_read_from_the_members_answer() -> None:
-    found = read_view({"state": "running", "started": "x"}, status(partitions={"rabbit@a": ["rabbit@c"]}))
+    found = read_view(
+        "a", {"state": "running", "started": "x"}, status(partitions={"rabbit@a": ["rabbit@c"]})
+    )
     assert (found.running, found.members) == (frozenset("ab"), frozenset(ALL))
     assert (found.apart, found.started, found.error) == (frozenset("c"), "x", "")
+    # A record of one member is told by all of them: it is that member's.
+    told = status(
+        running_nodes=[f"rabbit@{node}" for node in ALL], partitions={"rabbit@c": ["rabbit@a", "rabbit@b"]}
+    )
+    views = {node: read_view(node, {"state": "running"}, told) for node in ALL}
+    assert groups_of(views) == [frozenset("ab"), frozenset("c")]
+    assert decide(views).reset == ("c",)
 
 
 def test_a_member_that_does_not_answer_sees_nobody_and_says_why() -> None:
-    assert read_view(None, None).state == "absent"
+    assert read_view("a", None, None).state == "absent"
     answer = {"rc": 69, "stdout": "", "stderr": "Error: unable to perform\n\nsee 'help cluster_status'"}
-    found = read_view({"state": "running"}, answer)
+    found = read_view("a", {"state": "running"}, answer)
     assert (found.running, found.error) == (frozenset(), "Error: unable to perform")
-    assert "cannot be read" in read_view({"state": "running"}, {**status(), "stdout": "[]]"}).error
+    assert "cannot be read" in read_view("a", {"state": "running"}, {**status(), "stdout": "[]]"}).error
 
 
 def test_replicas_are_counted_of_replicated_queues_only() -> None:

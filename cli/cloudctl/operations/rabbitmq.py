@@ -17,7 +17,7 @@ from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, Unreachable
 from cloudctl.operations import containers
 from cloudctl.operations.steps import BEGUN, DONE, Journal, Step
 from cloudctl.site.model import Site
-from cloudctl.status.probes import PROBES, parse_erlang
+from cloudctl.status.probes import PROBES, host_of, mutual, parse_erlang
 
 CONTAINER = str(PROBES["rabbitmq"]["container"])
 USER = str(PROBES["rabbitmq"]["user"])
@@ -155,24 +155,7 @@ def groups_of(views: Mapping[str, View]) -> list[frozenset[str]]:
 
     The largest counts most; of groups of the same size the one with the member that has run longest.
     """
-    answering = {node for node, view in views.items() if node in view.running}
-    groups: list[set[str]] = []
-    for node in sorted(answering):
-        joined = {
-            other
-            for other in answering
-            if other in views[node].running
-            and node in views[other].running
-            and other not in views[node].apart
-            and node not in views[other].apart
-        } | {node}
-        # All of a group see all of it; a member between two that do not see each other is in one only.
-        for group in groups:
-            if all(other in joined for other in group):
-                group.add(node)
-                break
-        else:
-            groups.append({node})
+    groups = mutual({node: view.running - view.apart for node, view in views.items() if node in view.running})
 
     def rank(group: set[str]) -> tuple[int, str]:
         return -len(group), min(views[node].started or "~" for node in group)
@@ -308,11 +291,7 @@ UP = ("running", "restarting")
 # -- reading -----------------------------------------------------------------------------------
 
 
-def _plain(name: str) -> str:
-    return name.partition("@")[2]
-
-
-def read_view(state: Mapping[str, Any] | None, answer: Mapping[str, Any] | None) -> View:
+def read_view(node: str, state: Mapping[str, Any] | None, answer: Mapping[str, Any] | None) -> View:
     """Return a member's view from the state of its container and its answer to cluster_status. Pure."""
     if state is None:
         return View("absent")
@@ -321,15 +300,15 @@ def read_view(state: Mapping[str, Any] | None, answer: Mapping[str, Any] | None)
         return View(status, started=started, error=_said(answer or {}))
     try:
         found = parse_erlang(str(answer["stdout"]))
-        apart = json.loads(str(answer["stdout"])).get("partitions") or {}
     except (ValueError, AttributeError) as error:
         return View(status, started=started, error=f"its answer cannot be read ({error})")
     return View(
         status,
         started=started,
-        running=frozenset(_plain(name) for name in found["running"]),
-        members=frozenset(_plain(name) for name in found["members"]),
-        apart=frozenset(_plain(name) for others in apart.values() for name in others),
+        running=frozenset(host_of(name) for name in found["running"]),
+        members=frozenset(host_of(name) for name in found["members"]),
+        # It tells what the others do not see as well.
+        apart=frozenset(found["apart"].get(node, ())),
     )
 
 
@@ -382,7 +361,7 @@ def read_views(site: Site, nodes: Sequence[str]) -> dict[str, View]:
     ]
     answers, _failed = ctl(site, running, "cluster_status", "--formatter", "json", timeout=30)
     views = {
-        node: read_view(answer["containers"].get(CONTAINER), answers.get(node))
+        node: read_view(node, answer["containers"].get(CONTAINER), answers.get(node))
         for node, answer in states.ok.items()
     }
     return {node: views.get(node) or View("unreachable", error=states.failed[node].message) for node in nodes}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -82,8 +82,8 @@ def parse_erlang(text: str) -> dict[str, Any]:
     """Read ``rabbitmqctl cluster_status --formatter json``.
 
     Returns:
-        ``running`` and ``members`` (node names), ``partitions`` and ``alarms`` (texts), ``apart`` (hosts that
-        went on without others and have not been started since).
+        ``running`` and ``members`` (node names), ``partitions`` and ``alarms`` (texts), ``apart`` (by host,
+        the hosts that it went on without and does not see as a part of the cluster since).
     """
     data = json.loads(text)
     return {
@@ -93,9 +93,17 @@ def parse_erlang(text: str) -> dict[str, Any]:
             f"{node} does not see {', '.join(others)}"
             for node, others in (data.get("partitions") or {}).items()
         ),
-        "apart": sorted(str(node).rpartition("@")[2] for node in data.get("partitions") or {}),
+        "apart": {
+            host_of(node): sorted(host_of(other) for other in others)
+            for node, others in (data.get("partitions") or {}).items()
+        },
         "alarms": sorted(_alarm(alarm) for alarm in data.get("alarms") or []),
     }
+
+
+def host_of(name: str) -> str:
+    """Return the host of an Erlang node's name."""
+    return name.rpartition("@")[2]
 
 
 def _alarm(alarm: Any) -> str:
@@ -197,6 +205,36 @@ def parse(
         return None, f"its answer cannot be read ({error})"
 
 
+def mutual(sees: Mapping[str, Collection[str]]) -> list[set[str]]:
+    """Return the groups of members that all see each other. Pure.
+
+    Args:
+        sees: by member, whom it sees, itself included.
+    """
+    groups: list[set[str]] = []
+    for node in sorted(sees):
+        joined = {other for other in sees if other in sees[node] and node in sees[other]} | {node}
+        # All of a group see all of it; a member between two that do not see each other is in one only.
+        for group in groups:
+            if all(other in joined for other in group):
+                group.add(node)
+                break
+        else:
+            groups.append({node})
+    return groups
+
+
+def _together(answers: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Return the members of the group that is a majority; empty: there is none."""
+    members = {host_of(name) for data in answers.values() for name in data["members"]}
+    sees = {
+        node: {host_of(name) for name in data["running"]} - set(data["apart"].get(node, ()))
+        for node, data in answers.items()
+    }
+    largest = max(mutual({node: seen for node, seen in sees.items() if node in seen}), key=len, default=set())
+    return largest if len(largest) * 2 > len(members) else set()
+
+
 def working(answers: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """Return the nodes whose member of one cluster works, in the majority's view. Pure.
 
@@ -207,9 +245,8 @@ def working(answers: Mapping[str, Mapping[str, Any]]) -> set[str]:
     for node, data in answers.items():
         if "primary" in data:
             works = data["primary"] and data["ready"] and data["state"] == "Synced"
-        elif "partitions" in data:
-            works = node in {str(name).rpartition("@")[2] for name in data["running"]}
-            works = works and node not in data["apart"]
+        elif "apart" in data:
+            works = node in _together(answers)
         elif "leader" in data:
             works = data["leader"] and data["status"] == "cluster member"
         else:
