@@ -349,6 +349,67 @@ def test_a_dead_compute_nodes_instances_are_evacuated() -> None:
         assert found["sum"] == tenant.made["sum"]
 
 
+def join_storage() -> str:
+    """Add a storage node with two OSDs; return its name."""
+    name = next_name("storage")
+    lab("add-node", name, "--data-disks", "2")
+    enroll(name, "storage")
+    node("inspect", name, "--accept")
+    node("add", name, "--yes")
+    return name
+
+
+def assert_forgotten_by_ceph(name: str) -> None:
+    assert json.loads(ceph("status --format json"))["health"]["status"] == "HEALTH_OK"
+    assert name not in ceph("osd tree")
+    assert name not in {entry["hostname"] for entry in json.loads(ceph("orch host ls --format json"))}
+
+
+@long
+def test_a_dead_storage_nodes_data_is_made_complete_from_the_other_copies(tenant: Guests) -> None:
+    name = join_storage()
+    assert node("remove", name, "--dead", "--yes", rc=4).refs == ["node-alive"]
+    lab("power", "kill", name)
+    # The guest's own writes wait until Ceph has noticed: what it reads in the end is what it wrote.
+    with untouched([name]):
+        node("remove", name, "--dead", "--yes")
+    assert_forgotten_by_ceph(name)
+    assert tenant.look()["sum"] == tenant.made["sum"]
+    assert_deploy_changes_nothing()
+
+
+@long
+def test_a_monitor_moves_away_before_its_node(tenant: Guests) -> None:
+    name = join_storage()
+    before = INVENTORY.read_text()
+    first, second, third = members("control")
+    listed = "".join(f"        {node}:\n" for node in (first, second, name))
+    group = "    mons:\n      children:\n        control: {}\n"
+    assert group in before
+    INVENTORY.write_text(before.replace(group, f"    mons:\n      hosts:\n{listed}"))
+    try:
+        with nobody_notices(tenant):
+            moved = run_cloudctl("deploy", "--yes", timeout=LONG)
+            assert moved.rc == 0, str(moved)
+        assert monitors() == {first, second, name}
+        with nobody_notices(tenant):
+            node("remove", name, "--yes")
+        assert monitors() == {first, second, third}
+        assert name not in INVENTORY.read_text() and f"{third}:\n" in INVENTORY.read_text()
+        assert_forgotten_by_ceph(name)
+        assert_deploy_changes_nothing()
+    finally:
+        if name not in INVENTORY.read_text():
+            before = "".join(line for line in before.splitlines(keepends=True) if f" {name}:" not in line)
+        INVENTORY.write_text(before)
+    assert_deploy_changes_nothing()
+
+
+def monitors() -> set[str]:
+    """Return who is part of the monitors' quorum."""
+    return set(json.loads(ceph("quorum_status --format json"))["quorum_names"])
+
+
 # -- what is refused -----------------------------------------------------------------------------
 
 
