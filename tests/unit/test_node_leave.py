@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -248,6 +249,44 @@ def test_what_a_dead_node_was_at_is_not_waited_for() -> None:
 
 def test_a_node_without_instances_is_empty() -> None:
     assert World({}).move_away("h", lambda text: None) == "0 instances moved"
+
+
+class Placement:
+    """Knows the resource providers of some nodes."""
+
+    def __init__(self, known: list[str]) -> None:
+        self.known = known
+
+    def get(self, path: str, raise_exc: bool) -> Any:
+        uuid = path.split("/")[2]
+        body = {"inventories": {"VCPU": {}} if uuid in self.known else {}}
+        status = 200 if uuid in self.known else 404
+        return SimpleNamespace(status_code=status, json=lambda: body, raise_for_status=lambda: None)
+
+    def post(self, path: str, json: dict[str, Any]) -> Any:
+        self.known.append(json["uuid"])
+        return SimpleNamespace(raise_for_status=lambda: None)
+
+
+@pytest.mark.parametrize("known", [["a", "b"], ["a"]])
+def test_a_node_that_died_before_it_was_registered_is_forgotten(known: list[str]) -> None:
+    placement = Placement(known)
+    rows = [SimpleNamespace(id=n, name=f"n{n}", service_details={"host": f"n{n}"}) for n in "ab"]
+    service = SimpleNamespace(host="nb", binary="nova-compute", availability_zone="nova")
+    removed: list[Any] = []
+
+    def delete(one: Any) -> None:
+        assert "b" in placement.known, "the API would end with 500"
+        removed.append(one)
+
+    compute = SimpleNamespace(
+        hypervisors=lambda details: iter(rows), services=lambda: [service], delete_service=delete
+    )
+    network = SimpleNamespace(agents=lambda host: [])
+    world = Compute(SimpleNamespace())  # type: ignore[arg-type]
+    world.__dict__["_cloud"] = SimpleNamespace(compute=compute, network=network, placement=placement)
+    assert world.forget("nb") == "nova-compute" and removed == [service]
+    assert placement.known == ["a", "b"]
 
 
 # -- the steps -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from cloudctl.errors import ApplyFailed, CheckFailed
+from cloudctl.node.providers import inventories, make, providers
 from cloudctl.openrc import connect
 from cloudctl.operations.call import call
 from cloudctl.site.model import Site
@@ -180,6 +181,7 @@ class Compute:
     def forget(self, node: str) -> str:
         """Remove a node's compute service (its resources go with it) and its network agents."""
         gone = []
+        self._complete(node)
         for service in self._own(node):
             self._asked(
                 partial(self._cloud.compute.delete_service, service),
@@ -205,6 +207,19 @@ class Compute:
                         ) from error
                     time.sleep(2)
         return ", ".join(gone) or "nothing was left"
+
+    def _complete(self, node: str) -> None:
+        """Make the resource provider of a node that died before it had made it.
+
+        The compute API does not remove a service of which it does not find that (it ends with 500).
+        """
+
+        def complete() -> None:
+            for known in providers(self._cloud, [node]).values():
+                if inventories(self._cloud, known["uuid"]) is None:
+                    make(self._cloud, known)
+
+        self._asked(complete, f"completing the registration of {node}")
 
     # -- its instances -------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from cloudctl.ceph.desired import mon_nodes
 from cloudctl.errors import CloudctlError, VerifyFailed
+from cloudctl.node.providers import inventories, providers
 from cloudctl.operations.call import call
 from cloudctl.site.model import Site
 from cloudctl.verify import guest
@@ -63,6 +64,32 @@ class WayOut(Router):
 
     def run(self, world: World) -> str:
         return super().run(world) if world.external is not None else ""
+
+
+class Registered(Step[World]):
+    """The scheduler knows what each of the nodes has to give."""
+
+    name = "registration of the new compute nodes"
+    look = "the log of the compute service on that node"
+
+    def __init__(self, hosts: Sequence[str]) -> None:
+        self.hosts = list(hosts)
+
+    def run(self, world: World) -> str:
+        # A node's service reports first; what it has to give is known some seconds later.
+        left: list[str] = []
+
+        def known() -> bool:
+            found = providers(world.admin, self.hosts)
+            left[:] = [
+                host
+                for host in self.hosts
+                if host not in found or not inventories(world.admin, found[host]["uuid"])
+            ]
+            return not left
+
+        wait_until(known, CHANGE_TIMEOUT, "what the nodes have to give", why=lambda: ", ".join(left))
+        return ", ".join(self.hosts)
 
 
 class BootOn(Step[World]):
@@ -188,12 +215,13 @@ class Computes:
         self.start()
         assert self._ready is not None
         boot = BootOn(self._hosts)
-        step: Step[World] = boot
+        registered = Registered(self._hosts)
+        step: Step[World] = registered
         began = time.monotonic()
         try:
             self._ready.result()
             details = []
-            for step in (boot, Reach(boot)):
+            for step in (registered, boot, Reach(boot)):
                 details.append(self._do(step))
         except CloudctlError:
             raise
@@ -202,7 +230,7 @@ class Computes:
                 "node-not-proven", f"{step.name}: {describe(error)}",
                 where=", ".join(self._hosts), hint=f"{step.look}; then the same command again",
             ) from error  # fmt: skip
-        return f"VM on {details[0]}; {details[1]} ({time.monotonic() - began:.1f} s)"
+        return f"VM on {details[1]}; {details[2]} ({time.monotonic() - began:.1f} s)"
 
     def end(self) -> None:
         """Remove all that was made."""
