@@ -136,7 +136,10 @@ def lab_nodes() -> dict[str, str]:
 
 
 def read_containers() -> dict[str, dict[str, tuple[str, str]]]:
-    """Return by node and container its id and when it was started; the lasting ones only."""
+    """Return by node and container its id and when it was started; the lasting ones only.
+
+    A node that is off has none.
+    """
     command = (
         "command -v docker >/dev/null || exit 0; docker ps --quiet --no-trunc | xargs --no-run-if-empty "
         "docker inspect --format '{{.Name}} {{.Id}} {{.State.StartedAt}} "
@@ -144,7 +147,9 @@ def read_containers() -> dict[str, dict[str, tuple[str, str]]]:
     )
 
     def read(node: str) -> dict[str, tuple[str, str]]:
-        rows = (line.split() for line in run_on(node, command).splitlines())
+        rows = (
+            (line.split() for line in run_on(node, command).splitlines()) if PREFIX + node in running else ()
+        )
         return {
             row[0].lstrip("/"): (row[1], row[2])
             for row in rows
@@ -153,6 +158,10 @@ def read_containers() -> dict[str, dict[str, tuple[str, str]]]:
         }
 
     names = [name for name, role in lab_nodes().items() if role != "deploy"]
+    on = subprocess.run(
+        [*podman(), "ps", "--format", "{{.Names}}"], capture_output=True, text=True, check=True
+    )
+    running = set(on.stdout.split())
     with ThreadPoolExecutor(max_workers=4) as pool:
         return dict(zip(names, pool.map(read, names), strict=True))
 

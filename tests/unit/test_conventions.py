@@ -50,6 +50,7 @@ NAMED_OUTSIDE = {
     ),
     "cli/cloudctl/commands/rabbitmq.py": ("rabbitmq", "the verb that mends the message bus"),
     "cli/cloudctl/node/instances.py": ("nova", "its program that ends migrations, beside its API"),
+    "cli/cloudctl/node/providers.py": ("placement", "asks its API"),
     "cli/cloudctl/node_replace/ceph.py": ("placement", "a word of cephadm's specifications"),
     "cli/cloudctl/operations/rabbitmq.py": ("rabbitmq", "the message bus's programs and ports"),
     "cli/cloudctl/operations/clusters.py": (

@@ -271,7 +271,8 @@ class Placement:
 @pytest.mark.parametrize("known", [["a", "b"], ["a"]])
 def test_a_node_that_died_before_it_was_registered_is_forgotten(known: list[str]) -> None:
     placement = Placement(known)
-    rows = [SimpleNamespace(id=n, name=f"n{n}", service_details={"host": f"n{n}"}) for n in "ab"]
+    rows = [{"id": n, "hypervisor_hostname": f"n{n}", "service": {"host": f"n{n}"}} for n in "ab"]
+    listed = SimpleNamespace(json=lambda: {"hypervisors": rows}, raise_for_status=lambda: None)
     service = SimpleNamespace(host="nb", binary="nova-compute", availability_zone="nova")
     removed: list[Any] = []
 
@@ -280,7 +281,7 @@ def test_a_node_that_died_before_it_was_registered_is_forgotten(known: list[str]
         removed.append(one)
 
     compute = SimpleNamespace(
-        hypervisors=lambda details: iter(rows), services=lambda: [service], delete_service=delete
+        get=lambda path, microversion: listed, services=lambda: [service], delete_service=delete
     )
     network = SimpleNamespace(agents=lambda host: [])
     world = Compute(SimpleNamespace())  # type: ignore[arg-type]

@@ -13,12 +13,14 @@ def providers(cloud: Any, hosts: Sequence[str]) -> dict[str, Any]:
         cloud: an administrator's connection.
         hosts: the nodes.
     """
-    found = {}
-    for hypervisor in cloud.compute.hypervisors(details=True):
-        host = (hypervisor.service_details or {}).get("host") or hypervisor.name
-        if host in hosts:
-            found[host] = {"uuid": hypervisor.id, "name": hypervisor.name}
-    return found
+    # Later versions ask each node how long it is up, and wait for one that has just died.
+    answer = cloud.compute.get("/os-hypervisors/detail", microversion="2.53")
+    answer.raise_for_status()
+    return {
+        str(entry["service"]["host"]): {"uuid": entry["id"], "name": entry["hypervisor_hostname"]}
+        for entry in answer.json()["hypervisors"]
+        if entry["service"]["host"] in hosts
+    }
 
 
 def inventories(cloud: Any, uuid: str) -> dict[str, Any] | None:
