@@ -13,12 +13,13 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from clients import ApiClient
@@ -96,20 +97,23 @@ class Pings:
 
     def __enter__(self) -> Pings:
         self._began = time.time()
-        self._running = {
-            to: subprocess.Popen(
-                in_network(["ping", "-n", "-D", "-i", "0.2", to]), stdout=subprocess.PIPE, text=True
-            )
-            for to in self.addresses
-        }
+        self._running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        for to in self.addresses:
+            # Into a file: ping would wait for a reader of its output after some minutes.
+            said = tempfile.TemporaryFile()
+            command = in_network(["ping", "-n", "-D", "-i", "0.2", to])
+            self._running[to] = subprocess.Popen(command, stdout=said), said
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for to, process in self._running.items():
+        for to, (process, said) in self._running.items():
             process.terminate()
-            out, _ = process.communicate(timeout=30)
+            process.wait(timeout=30)
+            said.seek(0)
+            out = said.read().decode()
+            said.close()
             # Before the first and after the last answer counts, too.
             times = [float(at) for at in re.findall(r"^\[(\d+\.\d+)\] \d+ bytes", out, re.MULTILINE)]
             every = [self._began, *times, time.time()]
