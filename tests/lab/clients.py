@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -47,7 +48,15 @@ class ApiClient:
         assert self._process.stdout is not None
         self._take(self._process.stdout.readline())
         assert self.requests == 1 and not self.failures, "the API does not answer before the test begins"
+        # Read as it comes: the program would wait for a reader of its output after some minutes, and not ask.
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         return self
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._take(line)
 
     def _take(self, line: str) -> None:
         if line.strip():
@@ -59,6 +68,8 @@ class ApiClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        out, _ = self._process.communicate("stop\n", timeout=self.timeout + 30)
-        for line in out.splitlines():
-            self._take(line)
+        assert self._process.stdin is not None
+        self._process.stdin.write("stop\n")
+        self._process.stdin.close()
+        self._process.wait(timeout=self.timeout + 30)
+        self._reader.join(timeout=30)
