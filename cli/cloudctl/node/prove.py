@@ -35,6 +35,8 @@ from cloudctl.verify.tenant import (
 )
 
 Say = Callable[[str], None]
+REGISTER_TIMEOUT = 120
+"""Seconds after a compute service's first report in which the scheduler learns what its node has to give."""
 
 
 class Privileged(Tenant):
@@ -88,7 +90,7 @@ class Registered(Step[World]):
             ]
             return not left
 
-        wait_until(known, CHANGE_TIMEOUT, "what the nodes have to give", why=lambda: ", ".join(left))
+        wait_until(known, REGISTER_TIMEOUT, "what the nodes have to give", why=lambda: ", ".join(left))
         return ", ".join(self.hosts)
 
 
