@@ -6,6 +6,7 @@ import base64
 import json
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from cloudctl.node.check import judge_leftovers, judge_trial, trials
 from cloudctl.node.inventory import joined
 from cloudctl.node.join import Change, change_of
 from cloudctl.node.others import Work, call_of, ceph_of, works
+from cloudctl.node.prove import silent_agents
 from cloudctl.operations.steps import BEGUN, DONE
 from cloudctl.site.edit_inventory import add_host, remove_host
 from cloudctl.site.load import load_site
@@ -254,3 +256,15 @@ def test_the_same_nodes_again_go_on(tmp_path: Path) -> None:
 def test_where_nothing_was_begun_nothing_is_left(tmp_path: Path) -> None:
     journal.give_up(journal.begin(tmp_path, journal.ADD, {"compute02": "compute"}))
     assert journal.joining(tmp_path) == {}
+
+
+def test_a_node_whose_agents_count_as_dead_takes_no_ports_yet() -> None:
+    def agents(**alive: list[bool]) -> list[Any]:
+        return [
+            SimpleNamespace(agent_type=kind, is_alive=up) for kind, states in alive.items() for up in states
+        ]
+
+    assert silent_agents([]) == "it has no network agent"
+    assert silent_agents(agents(controller=[True], metadata=[False])) == "metadata does not report"
+    # What a machine of the same name left behind is not waited for.
+    assert silent_agents(agents(controller=[False, True], metadata=[True])) == ""

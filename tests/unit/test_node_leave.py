@@ -329,5 +329,12 @@ def test_a_half_joined_node_that_was_removed_is_forgotten(tmp_path: Path) -> Non
     journal.begin(tmp_path, journal.ADD, {"compute02": "compute"})
     journal.drop(tmp_path, journal.ADD, "compute02")
     assert journal.joining(tmp_path) == {}
+    # One of the same name that comes later finds no step done.
+    first = journal.begin(tmp_path, journal.ADD, {"compute03": "compute"})
+    first.mark("register", "done")
+    assert journal.begin(tmp_path, journal.ADD, {"compute03": "compute"}).state("register") == "done"
+    journal.drop(tmp_path, journal.ADD, "compute03")
+    assert journal.begin(tmp_path, journal.ADD, {"compute03": "compute"}).state("register") is None
+    journal.drop(tmp_path, journal.ADD, "compute03")
     journal.begin(tmp_path, journal.REMOVE, {"osd02": "alive"})
     assert journal.leaving(tmp_path) == ["osd02"]

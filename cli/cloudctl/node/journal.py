@@ -50,6 +50,9 @@ def drop(site: Path, name: str, node: str) -> None:
     left = _left(journal)
     if node in left:
         journal.keep(unfinished={other: value for other, value in left.items() if other != node})
+        if node in (journal.facts.get("nodes") or {}) and journal.open:
+            # What was done for it was undone: a node of this name that comes later begins anew.
+            journal.finish()
 
 
 def joining(site: Path) -> dict[str, str]:

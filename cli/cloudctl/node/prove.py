@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -69,29 +69,48 @@ class WayOut(Router):
 
 
 class Registered(Step[World]):
-    """The scheduler knows what each of the nodes has to give."""
+    """The scheduler and the network know each of the nodes, and that it works."""
 
     name = "registration of the new compute nodes"
-    look = "the log of the compute service on that node"
+    look = "the logs of the compute service and of the network's agents on that node"
 
     def __init__(self, hosts: Sequence[str]) -> None:
         self.hosts = list(hosts)
 
     def run(self, world: World) -> str:
-        # A node's service reports first; what it has to give is known some seconds later.
-        left: list[str] = []
+        # A node's service reports first; what it has to give is known some seconds later. On a node that was
+        # switched on again the agents count as dead for a while: no port would be bound there.
+        lacking: dict[str, str] = {}
 
         def known() -> bool:
+            lacking.clear()
             found = providers(world.admin, self.hosts)
-            left[:] = [
-                host
-                for host in self.hosts
-                if host not in found or not inventories(world.admin, found[host]["uuid"])
-            ]
-            return not left
+            up = {service.host for service in world.admin.compute.services() if service.state == "up"}
+            for host in self.hosts:
+                if host not in up:
+                    lacking[host] = "its compute service does not report"
+                elif host not in found or not inventories(world.admin, found[host]["uuid"]):
+                    lacking[host] = "the scheduler does not know what it has to give"
+                elif dead := silent_agents(world.admin.network.agents(host=host)):
+                    lacking[host] = dead
+            return not lacking
 
-        wait_until(known, REGISTER_TIMEOUT, "what the nodes have to give", why=lambda: ", ".join(left))
+        wait_until(
+            known, REGISTER_TIMEOUT, "their registration",
+            why=lambda: "; ".join(f"{host}: {why}" for host, why in lacking.items()),
+        )  # fmt: skip
         return ", ".join(self.hosts)
+
+
+def silent_agents(agents: Iterable[Any]) -> str:
+    """Return which kinds of a node's network agents do not report; empty: all do. Pure."""
+    alive: dict[str, bool] = {}
+    for agent in agents:
+        alive[agent.agent_type] = alive.get(agent.agent_type, False) or bool(agent.is_alive)
+    if not alive:
+        return "it has no network agent"
+    dead = sorted(kind for kind, up in alive.items() if not up)
+    return f"{', '.join(dead)} does not report" if dead else ""
 
 
 class BootOn(Step[World]):
