@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -491,3 +493,31 @@ def test_refused_devices_are_errors_of_their_node() -> None:
     assert (caught.value.ref, caught.value.where) == ("osd-device-refused", "osd01")
     with pytest.raises(MultiError):
         remote.refuse_devices({"osd01": bad, "osd02": bad})
+
+
+@pytest.mark.parametrize(
+    ("states", "reads"),
+    [
+        ([{"peering": 2}, {"activating": 1}, {}], 3),
+        ([{"incomplete": 1}], 1),
+        ([{}], 1),
+        ([{"remapped+peering": 1}] * 99, 46),
+    ],
+)
+def test_pgs_that_have_not_agreed_yet_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, states: list[dict[str, int]], reads: int
+) -> None:
+    seen = iter(states)
+    clock = itertools.count(0, 2.0)
+    counted: list[Any] = []
+
+    def read(site: Any) -> Any:
+        counted.append(SimpleNamespace(inactive=next(seen)))
+        return counted[-1]
+
+    monkeypatch.setattr(act, "read", read)
+    monkeypatch.setattr(act, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda s: None))
+    said: list[str] = []
+    site: Any = None
+    assert act.read_at_rest(site, said.append) is counted[-1]
+    assert len(counted) == reads and len(said) == int(reads > 1)

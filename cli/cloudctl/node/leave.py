@@ -207,7 +207,7 @@ class Leaving:
     def _check_storage(self) -> str:
         from cloudctl import osd
 
-        cluster = osd.read(self.site)
+        cluster = osd.read_at_rest(self.site, self.say)
         ids = [entry.id for entry in cluster.on(self.name)]
         found = osd.forecast(cluster, ids)
         osd.refuse(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 
 from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, MultiError
@@ -10,6 +11,9 @@ from cloudctl.osd.cluster import Cluster
 from cloudctl.osd.forecast import Forecast, forecast
 from cloudctl.osd.remote import Report, Step, ask, mgr, mon, read
 from cloudctl.site.model import Site
+
+PEERING = 90.0
+"""Seconds in which the placement groups of OSDs that died are expected to have agreed."""
 
 
 def refuse(found: Forecast) -> None:
@@ -28,6 +32,29 @@ def refuse(found: Forecast) -> None:
     ]
     if errors:
         raise errors[0] if len(errors) == 1 else MultiError(errors)
+
+
+def read_at_rest(site: Site, report: Report = lambda line: None, *, timeout: float = PEERING) -> Cluster:
+    """Read the cluster when its placement groups have agreed on who has them.
+
+    For some seconds after OSDs died they do not, and look as if data were out of reach. The state at the end
+    of the time is returned, whatever it is.
+
+    Args:
+        site: whose Ceph is asked.
+        report: told once what is waited for.
+        timeout: seconds.
+    """
+    end, told = time.monotonic() + timeout, False
+    while True:
+        cluster = read(site)
+        busy = [state for state in cluster.inactive if "peering" in state or "activating" in state]
+        if not busy or time.monotonic() > end:
+            return cluster
+        if not told:
+            report(f"waiting: {sum(cluster.inactive[state] for state in busy)} PGs agree on who has them")
+            told = True
+        time.sleep(2)
 
 
 def look_ahead(site: Site, ids: Collection[int]) -> Forecast:

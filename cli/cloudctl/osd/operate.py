@@ -233,7 +233,7 @@ def plan_remove(site: Site, ids: Sequence[int], report: Report, *, zap: str | No
     if journal.open and journal.facts.get("request") != request:
         _begin(journal, request, "")
     report("reading the cluster")
-    cluster = read(site)
+    cluster = act.read_at_rest(site, report)
     facts: list[dict[str, Any]] = journal.facts.get("osds", []) if journal.open else []
     if not facts:
         facts = _identify(site, cluster, names.pick(cluster, ids), report)
