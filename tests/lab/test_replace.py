@@ -26,7 +26,7 @@ def apis() -> dict[str, str]:
     """Return what is asked all the time, by service."""
     found = {"identity": "/projects", "network": "/networks"}
     if "compute" in lab_nodes().values():
-        found |= {"compute": "/servers", "image": "/v2/images"}
+        found |= {"compute": "/servers", "image": "/images"}
     return found
 
 
