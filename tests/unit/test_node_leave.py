@@ -192,10 +192,10 @@ def test_a_dead_nodes_instances_are_evacuated_whatever_they_are() -> None:
 
 def test_a_node_does_its_part_after_its_instances_have_left(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(guests("ACTIVE"))
-    world.late = 3
+    world.late = 20
     said: list[str] = []
     world.move_away("h", said.append)
-    assert world.looks == 4 and sum("puts away" in line or "put away" in line for line in said) == 1
+    assert world.looks == 21 and sum("puts away" in line or "put away" in line for line in said) == 1
     world.looks, world.late = 0, 10**9
     clock = iter(range(0, 10**6, 50))
     monkeypatch.setattr(instances.time, "monotonic", lambda: next(clock))
@@ -206,6 +206,30 @@ def test_a_node_does_its_part_after_its_instances_have_left(monkeypatch: pytest.
     world.runs = set()
     world._await_ended("h", said.append)
     assert world.ended == ["m0"] and "ended" in said[-1]
+
+
+def test_an_evacuation_whose_task_has_ended_is_not_begun_again_before_its_own_end() -> None:
+    world = World({"0": Guest("0", "vm0", "h", "ACTIVE")})
+    looks = 0
+
+    def look(node: str = "") -> list[Guest]:
+        nonlocal looks
+        looks += 1
+        # The task has ended, the host is still the old one, for some looks.
+        host = "h" if looks < 6 else "other"
+        return [g for g in [Guest("0", "vm0", host, "ACTIVE")] if node in ("", g.host)]
+
+    def under_way(node: str) -> list[Migration]:
+        return [Migration("m", "0", "h", "evacuation")] if world.asked and looks < 6 else []
+
+    world.guests, world.under_way = look, under_way  # type: ignore[method-assign]
+    world.evacuate("h", lambda text: None)
+    assert world.asked == [("0", "evacuate")]
+    # Nor by a run that goes on after one that was killed.
+    world.asked, looks = [], 0
+    world.under_way = lambda node: [Migration("m", "0", "h", "evacuation")] if looks < 6 else []  # type: ignore[method-assign]
+    world.evacuate("h", lambda text: None)
+    assert world.asked == []
 
 
 def test_only_a_migration_that_nobody_works_on_is_ended() -> None:
@@ -231,7 +255,7 @@ def test_what_a_dead_node_was_at_is_not_waited_for() -> None:
 
     world._act = act  # type: ignore[method-assign]
     assert world.evacuate("h", lambda text: None) == "1 instances evacuated"
-    assert world.asked == [("0", "evacuate")] and world.ended == ["m0"] and world.looks == 1
+    assert world.asked == [("0", "evacuate")] and world.ended == ["m0"]
     # One that is being evacuated (by a run that was interrupted) is waited for.
     world.now["0"] = Guest("0", "vm0", "h", "REBUILD", "rebuilding")
     looks = iter(range(3))

@@ -24,6 +24,8 @@ ENDED = frozenset({"completed", "confirmed", "reverted", "error", "failed", "can
 """States of a migration in which nothing more happens."""
 ENDED_TIMEOUT = 180.0
 EVACUATIONS = 4
+EVACUATION = "evacuation"
+"""Type of a migration that starts an instance of a dead node elsewhere."""
 TRIES = 2
 PATIENCE = 600.0
 """Seconds that one instance may take."""
@@ -45,11 +47,12 @@ class Guest:
 
 @dataclass(frozen=True)
 class Migration:
-    """A migration that has not ended: its UUID, the instance's, and the node that it is to leave."""
+    """A migration that has not ended: its UUID, the instance's, the node that it is to leave, its kind."""
 
     id: str
     guest: str
     source: str
+    kind: str = ""
 
 
 END_MIGRATIONS = ("nova_conductor", "nova-end-migrations.py")
@@ -307,7 +310,9 @@ class Compute:
             lambda: list(self._cloud.compute.migrations(host=node)), f"listing the migrations of {node}"
         )
         return [
-            Migration(str(row.uuid), str(row.server_id or ""), row.source_compute or "")
+            Migration(
+                str(row.uuid), str(row.server_id or ""), row.source_compute or "", row.migration_type or ""
+            )
             for row in rows
             if node in (row.source_compute, row.dest_compute) and row.status not in ENDED
         ]
@@ -380,6 +385,12 @@ class Compute:
         stuck: dict[str, str] = {}
         arrived: set[str] = set()
         while True:
+            # Asked before the instances: these show the end of what is not on its way any more.
+            on_way = {
+                move.guest
+                for move in self.under_way(node)
+                if (move.kind == EVACUATION if dead else move.guest in tries)
+            }
             now = {guest.id: guest for guest in self.guests() if guest.id in wanted}
             moving = 0
             for number, first in wanted.items():
@@ -398,8 +409,12 @@ class Compute:
                 if number in stuck:
                     continue
                 # What a dead node was at will not end: its instances are not waited for before the first try.
-                fresh = dead and number not in tries and guest.status != "REBUILD"
-                if not fresh and (guest.task or guest.status in ("MIGRATING", "RESIZE", "REBUILD")):
+                busy = guest.task or guest.status in ("MIGRATING", "RESIZE", "REBUILD")
+                if dead and number not in tries and guest.status != "REBUILD":
+                    busy = ""
+                # The task of an evacuation ends before the host is another one. Begun again in between, the
+                # instance would run on two nodes: the end of the migration itself counts.
+                if busy or number in on_way:
                     moving += 1
                     if time.monotonic() - began.setdefault(number, time.monotonic()) > PATIENCE:
                         stuck[number] = f"no end after {PATIENCE:.0f} s ({guest.task or guest.status})"
