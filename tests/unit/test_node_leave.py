@@ -220,11 +220,13 @@ def test_an_evacuation_whose_task_has_ended_is_not_begun_again_before_its_own_en
         return [g for g in [Guest("0", "vm0", host, "ACTIVE")] if node in ("", g.host)]
 
     def under_way(node: str) -> list[Migration]:
-        return [Migration("m", "0", "h", "evacuation")] if world.asked and looks < 6 else []
+        world.looks += 1
+        return [Migration("m", "0", "h", "evacuation")] if world.asked and world.looks < 9 else []
 
     world.guests, world.under_way = look, under_way  # type: ignore[method-assign]
     world.evacuate("h", lambda text: None)
     assert world.asked == [("0", "evacuate")]
+    assert not world.ended, "another node is about to end it"
     # Nor by a run that goes on after one that was killed.
     world.asked, looks = [], 0
     world.under_way = lambda node: [Migration("m", "0", "h", "evacuation")] if looks < 6 else []  # type: ignore[method-assign]

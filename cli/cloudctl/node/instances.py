@@ -287,7 +287,9 @@ class Compute:
         told = False
         while left := self.under_way(node):
             late = time.monotonic() > end
-            if late or (dead and all(move.source == node for move in left)):
+            # An evacuation is the work of another node, which ends it.
+            its_own = all(move.source == node and move.kind != EVACUATION for move in left)
+            if late or (dead and its_own):
                 stale = forgotten(left, self.guests(), set() if dead else self.running(node))
                 if len(stale) == len(left):
                     self.end_migrations(stale)
