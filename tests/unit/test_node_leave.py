@@ -278,19 +278,41 @@ def test_a_node_without_instances_is_empty() -> None:
 
 
 class Placement:
-    """Knows the resource providers of some nodes."""
+    """Knows some nodes' resource providers; an instance that was started elsewhere holds some of each."""
 
     def __init__(self, known: list[str]) -> None:
         self.known = known
+        self.held = {"other": {"resources": {"VCPU": 1}}, **{uuid: {"resources": {}} for uuid in known}}
 
-    def get(self, path: str, raise_exc: bool) -> Any:
-        uuid = path.split("/")[2]
-        body = {"inventories": {"VCPU": {}} if uuid in self.known else {}}
-        status = 200 if uuid in self.known else 404
+    def get(self, path: str, raise_exc: bool = True, microversion: str = "") -> Any:
+        what, _, rest = path.lstrip("/").partition("/")
+        uuid = rest.partition("/")[0]
+        body: dict[str, Any] = {}
+        if rest.endswith("/inventories"):
+            body = {"inventories": {"VCPU": {}} if uuid in self.known else {}}
+        elif rest.endswith("/allocations"):
+            body = {"allocations": {"vm": {}} if uuid in self.held else {}}
+        elif what == "allocations":
+            body = {"allocations": dict(self.held), "consumer_generation": 3}
+        else:
+            name = path.partition("name=n")[2]
+            body = {"resource_providers": [{"uuid": name}] if name in self.known else []}
+        status = 404 if rest.endswith("/inventories") and uuid not in self.known else 200
         return SimpleNamespace(status_code=status, json=lambda: body, raise_for_status=lambda: None)
 
     def post(self, path: str, json: dict[str, Any]) -> Any:
         self.known.append(json["uuid"])
+        return SimpleNamespace(raise_for_status=lambda: None)
+
+    def put(self, path: str, json: dict[str, Any], microversion: str) -> Any:
+        assert (path, json["consumer_generation"]) == ("/allocations/vm", 3)
+        self.held = json["allocations"]
+        return SimpleNamespace(raise_for_status=lambda: None)
+
+    def delete(self, path: str) -> Any:
+        uuid = path.rpartition("/")[2]
+        assert uuid not in self.held, "it is in use"
+        self.known.remove(uuid)
         return SimpleNamespace(raise_for_status=lambda: None)
 
 
@@ -312,8 +334,8 @@ def test_a_node_that_died_before_it_was_registered_is_forgotten(known: list[str]
     network = SimpleNamespace(agents=lambda host: [])
     world = Compute(SimpleNamespace())  # type: ignore[arg-type]
     world.__dict__["_cloud"] = SimpleNamespace(compute=compute, network=network, placement=placement)
-    assert world.forget("nb") == "nova-compute" and removed == [service]
-    assert placement.known == ["a", "b"]
+    assert world.forget("nb") == "nova-compute, its resource provider" and removed == [service]
+    assert placement.known == ["a"] and "b" not in placement.held and "other" in placement.held
 
 
 # -- the steps -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from cloudctl.errors import ApplyFailed, CheckFailed
-from cloudctl.node.providers import inventories, make, providers
+from cloudctl.node.providers import inventories, make, providers, remove
 from cloudctl.openrc import connect
 from cloudctl.operations.call import call
 from cloudctl.site.model import Site
@@ -185,12 +185,16 @@ class Compute:
         """Remove a node's compute service (its resources go with it) and its network agents."""
         gone = []
         self._complete(node)
+        names = {known["name"] for known in self._asked(lambda: providers(self._cloud, [node]), "").values()}
         for service in self._own(node):
             self._asked(
                 partial(self._cloud.compute.delete_service, service),
                 f"removing the compute service of {node}",
             )
             gone.append(str(service.binary))
+        for name in {node, *names}:
+            if self._asked(partial(remove, self._cloud, name), f"removing what {name} had registered as"):
+                gone.append("its resource provider")
         agents = self._asked(lambda: list(self._cloud.network.agents(host=node)), "listing network agents")
         for agent in agents:
             end = time.monotonic() + 60

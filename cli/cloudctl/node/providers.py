@@ -35,3 +35,37 @@ def inventories(cloud: Any, uuid: str) -> dict[str, Any] | None:
 def make(cloud: Any, known: dict[str, Any]) -> None:
     """Make an empty resource provider (see ``providers``)."""
     cloud.placement.post("/resource_providers", json=known).raise_for_status()
+
+
+VERSION = "1.28"
+"""Of the API: allocations carry a generation, so that a change in between is noticed."""
+
+
+def remove(cloud: Any, name: str) -> int:
+    """Remove the resource provider of a node that is none any more, with what instances still hold of it.
+
+    Instances that were started elsewhere keep what they had on a dead node: the compute API leaves the
+    provider behind then, and a new node of the name could not register.
+
+    Returns:
+        How many providers were removed.
+    """
+    placement = cloud.placement
+
+    def ask(path: str) -> Any:
+        answer = placement.get(path, microversion=VERSION)
+        answer.raise_for_status()
+        return answer.json()
+
+    found = [entry["uuid"] for entry in ask(f"/resource_providers?name={name}")["resource_providers"]]
+    for uuid in found:
+        for consumer in ask(f"/resource_providers/{uuid}/allocations")["allocations"]:
+            held = ask(f"/allocations/{consumer}")
+            held["allocations"] = {
+                key: {"resources": value["resources"]}
+                for key, value in held["allocations"].items()
+                if key != uuid
+            }
+            placement.put(f"/allocations/{consumer}", json=held, microversion=VERSION).raise_for_status()
+        placement.delete(f"/resource_providers/{uuid}").raise_for_status()
+    return len(found)
