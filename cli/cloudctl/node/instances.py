@@ -184,15 +184,14 @@ class Compute:
     def forget(self, node: str) -> str:
         """Remove a node's compute service (its resources go with it) and its network agents."""
         gone = []
-        self._complete(node)
-        names = {known["name"] for known in self._asked(lambda: providers(self._cloud, [node]), "").values()}
+        names = {node, *self._complete(node)}
         for service in self._own(node):
             self._asked(
                 partial(self._cloud.compute.delete_service, service),
                 f"removing the compute service of {node}",
             )
             gone.append(str(service.binary))
-        for name in {node, *names}:
+        for name in names:
             if self._asked(partial(remove, self._cloud, name), f"removing what {name} had registered as"):
                 gone.append("its resource provider")
         agents = self._asked(lambda: list(self._cloud.network.agents(host=node)), "listing network agents")
@@ -215,18 +214,21 @@ class Compute:
                     time.sleep(2)
         return ", ".join(gone) or "nothing was left"
 
-    def _complete(self, node: str) -> None:
-        """Make the resource provider of a node that died before it had made it.
+    def _complete(self, node: str) -> list[str]:
+        """Make the resource provider of a node that died before it had made it; return how it is called.
 
         The compute API does not remove a service of which it does not find that (it ends with 500).
         """
 
-        def complete() -> None:
-            for known in providers(self._cloud, [node]).values():
+        def complete() -> list[str]:
+            found = list(providers(self._cloud, [node]).values())
+            for known in found:
                 if inventories(self._cloud, known["uuid"]) is None:
                     make(self._cloud, known)
+            return [str(known["name"]) for known in found]
 
-        self._asked(complete, f"completing the registration of {node}")
+        names: list[str] = self._asked(complete, f"completing the registration of {node}")
+        return names
 
     # -- its instances -------------------------------------------------------------------------
 

@@ -241,12 +241,12 @@ def working(answers: Mapping[str, Mapping[str, Any]]) -> set[str]:
     Args:
         answers: by node, a probe's parsed answer (``parse``); kinds differ in fields.
     """
+    if any("apart" in data for data in answers.values()):
+        return _together(answers)
     found: set[str] = set()
     for node, data in answers.items():
         if "primary" in data:
             works = data["primary"] and data["ready"] and data["state"] == "Synced"
-        elif "apart" in data:
-            works = node in _together(answers)
         elif "leader" in data:
             works = data["leader"] and data["status"] == "cluster member"
         else:
