@@ -27,6 +27,7 @@ from cloudctl.verify.tenant import (
     Volume,
     World,
     build_errors,
+    delete_servers,
     leftover_names,
     plausible_id,
 )
@@ -179,6 +180,28 @@ def test_undo_of_a_killed_run_removes_everything_in_an_order_that_works() -> Non
     for step in reversed(STEPS):
         step.undo(World(site=None, admin=admin, name=f"{PREFIX}x"))  # type: ignore[arg-type]
     assert log == []
+
+
+def test_a_vm_whose_deletion_failed_is_deleted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = SimpleNamespace(id="one", name=f"{PREFIX}x", status="ACTIVE", task_state=None)
+    other = SimpleNamespace(id="two", name=f"{PREFIX}xy", status="ACTIVE", task_state=None)
+    now, asked = [0.0], []
+
+    def delete(given: Any, **options: Any) -> None:
+        asked.append((now[0], given.id))
+        given.status, given.task_state = ("ERROR", None) if len(asked) == 1 else ("ACTIVE", "deleting")
+
+    def servers(**query: Any) -> list[Any]:
+        return [other] if now[0] > 30 else [server, other]
+
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    delete_servers(SimpleNamespace(delete_server=delete, servers=servers), server.name)
+    assert asked == [(0.0, "one"), (11.0, "one")]
+    monkeypatch.setattr(delete_servers.__module__ + ".CHANGE_TIMEOUT", 5)
+    now[0] = 0.0
+    with pytest.raises(StepFailed, match="one: ACTIVE"):
+        delete_servers(SimpleNamespace(delete_server=delete, servers=servers), server.name)
 
 
 def test_guest_may_know_itself_by_either_id() -> None:

@@ -17,7 +17,6 @@ from cloudctl.verify import guest
 from cloudctl.verify.steps import Step, StepFailed, describe, undo_steps, wait_until
 from cloudctl.verify.tenant import (
     BUILD_TIMEOUT,
-    CHANGE_TIMEOUT,
     EXTERNAL,
     GUEST_TIMEOUT,
     Flavor,
@@ -31,6 +30,7 @@ from cloudctl.verify.tenant import (
     TenantNetwork,
     World,
     build_errors,
+    delete_servers,
     make_world,
 )
 
@@ -158,15 +158,7 @@ class BootOn(Step[World]):
         return ", ".join(self.hosts)
 
     def undo(self, world: World) -> None:
-        compute = world.admin.compute
-
-        def left() -> list[Any]:
-            servers = compute.servers(details=False, all_projects=True, name=world.name)
-            return [server for server in servers if server.name == world.name]
-
-        for server in left():
-            compute.delete_server(server, force=False)
-        wait_until(lambda: not left(), CHANGE_TIMEOUT, "removal of the VMs")
+        delete_servers(world.admin.compute, world.name)
 
 
 class Reach(Step[World]):

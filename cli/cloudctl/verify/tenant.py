@@ -32,6 +32,7 @@ COMPUTE_VERSION = "2.90"  # the first that lets the administrator see a server's
 # Seconds; several times what a loaded lab needs, so that only a hang runs into them.
 BUILD_TIMEOUT = 300
 CHANGE_TIMEOUT = 240
+DELETE_AGAIN = 10
 # Seconds for which a volume that no volume service was found for is made again, and between two such tries.
 PLACEMENT_TIMEOUT = 90
 PLACEMENT_PAUSE = 5
@@ -71,6 +72,33 @@ def _delete(found: Any, delete: Any, still: Any, what: str) -> None:
         return
     delete(found)
     wait_until(lambda: still() is None, CHANGE_TIMEOUT, f"removal of {what}")
+
+
+def delete_servers(compute: Any, name: str) -> None:
+    """Delete all VMs of a name and wait until they are gone; asks again where a deletion failed.
+
+    Raises:
+        StepFailed: one is still there.
+    """
+    asked: dict[str, float] = {}
+    seen: dict[str, str] = {}
+
+    def gone() -> bool:
+        left = [one for one in compute.servers(all_projects=True, name=name) if one.name == name]
+        seen.clear()
+        for server in left:
+            seen[server.id] = server.status
+            # Its node gave up on it; a request that is still carried out has a task.
+            failed = server.status == "ERROR" and server.task_state is None
+            if server.id not in asked or (failed and time.monotonic() - asked[server.id] > DELETE_AGAIN):
+                compute.delete_server(server, force=False)
+                asked[server.id] = time.monotonic()
+        return not left
+
+    wait_until(
+        gone, CHANGE_TIMEOUT, "removal of the VMs",
+        why=lambda: ", ".join(f"{server}: {state}" for server, state in seen.items()),
+    )  # fmt: skip
 
 
 def _project_id(world: World) -> str | None:
@@ -459,16 +487,7 @@ class Boot(Step[World]):
         return f"on {world.server.compute_host or world.server.hypervisor_hostname}"
 
     def undo(self, world: World) -> None:
-        compute = world.admin.compute
-
-        def found() -> Any:
-            return _one(
-                server
-                for server in compute.servers(details=False, all_projects=True, name=world.name)
-                if server.name == world.name
-            )
-
-        _delete(found(), lambda server: compute.delete_server(server, force=False), found, "the VM")
+        delete_servers(world.admin.compute, world.name)
 
 
 def build_errors(world: World, server: Any) -> str:
