@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from cloudctl.node import instances, journal, leave
 from cloudctl.node.instances import Compute, Guest, Migration, forgotten, refuse_immovable, way_of
 from cloudctl.node.join import Change
 from cloudctl.node.others import Work
+from cloudctl.osd import remote
 from cloudctl.site.edit_inventory import add_host
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Interface, Node, Site
@@ -386,3 +388,43 @@ def test_a_half_joined_node_that_was_removed_is_forgotten(tmp_path: Path) -> Non
     journal.drop(tmp_path, journal.ADD, "compute03")
     journal.begin(tmp_path, journal.REMOVE, {"osd02": "alive"})
     assert journal.leaving(tmp_path) == ["osd02"]
+
+
+@pytest.mark.parametrize(
+    ("looks", "expected"),
+    [
+        # The power was cut seconds ago; the orchestrator notices when it looks.
+        (["", "", "Offline"], ["orch host ls", "cephadm check-host"] * 2 + ["orch host ls", "rm offline"]),
+        (["Offline"], ["orch host ls", "rm offline"]),
+        # It will not believe it: the host goes as one that is there.
+        (["", "", "", ""], ["orch host ls", "cephadm check-host"] * 3 + ["orch host ls", "rm"]),
+        ([None], ["orch host ls"]),
+    ],
+)
+def test_a_dead_node_leaves_the_orchestrator_whatever_that_believes(
+    monkeypatch: pytest.MonkeyPatch, site: Site, looks: list[str | None], expected: list[str]
+) -> None:
+    said = iter(looks)
+    asked: list[str] = []
+
+    def ask(site: Site, steps: list[dict[str, Any]], what: str, **options: Any) -> list[dict[str, Any]]:
+        (step,) = steps
+        prefix = step["cmd"]["prefix"]
+        if prefix == "orch host ls":
+            asked.append(prefix)
+            status = next(said)
+            hosts = [{"hostname": "ctl01", "status": ""}]
+            hosts += [] if status is None else [{"hostname": "osd04", "status": status}]
+            return [{"rc": 0, "out": json.dumps(hosts)}]
+        if prefix == "orch host rm":
+            asked.append("rm offline" if step["cmd"].get("offline") else "rm")
+        elif prefix != "osd crush remove":
+            asked.append(prefix)
+        return [{"rc": 0, "out": ""}]
+
+    monkeypatch.setattr(remote, "ask", ask)
+    change = Change(site, site, ["osd04"], {}, {}, None)
+    node = Node("osd04", ("storage",), "10.10.10.34")
+    leaving = leave.Leaving(site, node, ["storage"], change, True, lambda text: None, World({}), "")
+    leaving.forget_host()
+    assert asked == expected

@@ -254,15 +254,24 @@ class Leaving:
         """Take the node out of Ceph's orchestrator and out of CRUSH."""
         from cloudctl.osd.remote import ask, mgr, mon
 
-        hosts = json.loads(
-            ask(self.site, [mgr("orch host ls", timeout=30)], "listing Ceph's hosts")[0]["out"]
-        )
-        if any(entry["hostname"] == self.name for entry in hosts):
-            if not self.dead:
+        if (known := self._as_host()) is not None:
+            told: dict[str, Any] = {}
+            if self.dead:
+                # The orchestrator looks whether a host is there every minute or so, and takes "offline" for
+                # one that it believes to be online as a mistake: it is made to look.
+                for _ in range(3):
+                    if known is None or "offline" in str(known.get("status")).lower():
+                        break
+                    look = mgr("cephadm check-host", host=self.name, timeout=60, may_fail=True)
+                    ask(self.site, [look], f"asking Ceph for {self.name}")
+                    known = self._as_host()
+                if known is not None and "offline" in str(known.get("status")).lower():
+                    told = {"offline": True}
+            else:
                 drain = mgr("orch host drain", hostname=self.name, force=True, timeout=60, may_fail=True)
                 ask(self.site, [drain], f"emptying {self.name}", changing=True)
                 self._wait_for_daemons()
-            remove = mgr("orch host rm", hostname=self.name, force=True, offline=self.dead, timeout=120)
+            remove = mgr("orch host rm", hostname=self.name, force=True, timeout=120, **told)
             ask(self.site, [remove], f"removing {self.name} from Ceph", changing=True)
         if self.dead and self.heir:
             # Nobody can stop it properly; the others must not count it any more.
@@ -271,6 +280,15 @@ class Leaving:
         bucket = mon("osd crush remove", name=self.name, may_fail=True)
         ask(self.site, [bucket], f"removing {self.name} from CRUSH", changing=True)
         return "no host of Ceph any more"
+
+    def _as_host(self) -> dict[str, Any] | None:
+        """Return what Ceph's orchestrator knows of the node, None where it is no host of it."""
+        from cloudctl.osd.remote import ask, mgr
+
+        hosts = json.loads(
+            ask(self.site, [mgr("orch host ls", timeout=30)], "listing Ceph's hosts")[0]["out"]
+        )
+        return next((entry for entry in hosts if entry["hostname"] == self.name), None)
 
     def _wait_for_daemons(self) -> None:
         from cloudctl.osd.remote import ask, mgr
