@@ -24,6 +24,7 @@ import tempfile
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.cloudctl_rados import options as rados_options
 
 DOCUMENTATION = r"""
 ---
@@ -1287,8 +1288,8 @@ request = json.load(sys.stdin)
 try:
     import rados
     cluster = rados.Rados(conffile="/etc/ceph/ceph.conf", rados_id="admin",
-                          conf={"key": request["key"], "keyring": "/dev/null"})
-    cluster.connect(timeout=request["connect_timeout"])
+                          conf={"key": request["key"], "keyring": "/dev/null", **request["options"]})
+    cluster.connect()
 except Exception as error:
     json.dump({"error": str(error)}, sys.stdout)
     sys.exit(0)
@@ -1368,7 +1369,7 @@ class Ceph:
             Unanswered: no monitor answered.
         """
         limit = connect_timeout + sum(item["timeout"] for item in steps) + 15
-        request = json.dumps({"key": admin_key(), "connect_timeout": connect_timeout, "steps": steps})
+        request = json.dumps({"key": admin_key(), "options": rados_options(connect_timeout), "steps": steps})
         tool = "/usr/bin/python3"
         commands = [
             ["docker", "exec", "-i", self.container, tool, "-c", AGENT],

@@ -11,6 +11,7 @@ import re
 import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.cloudctl_rados import options as rados_options
 
 DOCUMENTATION = r"""
 ---
@@ -79,8 +80,8 @@ def answer(value):
 try:
     import rados
     cluster = rados.Rados(conffile="/etc/ceph/ceph.conf", rados_id="admin",
-                          conf={"key": asked["key"], "keyring": "/dev/null"})
-    cluster.connect(timeout=20)
+                          conf={"key": asked["key"], "keyring": "/dev/null", **asked["options"]})
+    cluster.connect()
 
     def mon(prefix, **arguments):
         command = json.dumps({"prefix": prefix, "format": "json", **arguments})
@@ -187,7 +188,8 @@ def main():
         module.fail_json(msg="no monitor of the cluster runs here, or its administrator's key is missing")
     done = subprocess.run(
         ["docker", "exec", "-i", container, "/usr/bin/python3", "-c", AGENT],
-        input=json.dumps({**asked, "key": key}), capture_output=True, text=True, check=False,
+        input=json.dumps({**asked, "key": key, "options": rados_options(20)}),
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     try:
         found = json.loads(done.stdout)

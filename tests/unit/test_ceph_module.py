@@ -6,6 +6,7 @@ import base64
 import copy
 import importlib.util
 import json
+import re
 import struct
 import sys
 import zlib
@@ -14,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.module_utils.cloudctl_rados import options as rados_options
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -843,6 +845,17 @@ def test_files_are_private_and_whole(tmp_path: Path) -> None:
 
 def test_the_agent_is_python(tmp_path: Path) -> None:
     compile(ceph.AGENT, "agent", "exec")
+
+
+def test_the_agent_asks_the_monitors_that_the_node_knows_now(tmp_path: Path) -> None:
+    conf = tmp_path / "ceph.conf"
+    assert rados_options(10, str(conf)) == {"client_mount_timeout": "10"}
+    monitors = "[v2:10.10.30.12:3300/0,v1:10.10.30.12:6789/0] [v2:10.10.30.13:3300/0,v1:10.10.30.13:6789/0]"
+    conf.write_text(f"# minimal\n[global]\n\tfsid = {FSID}\n\tmon_host = {monitors} \n[mon.ctl02]\n")
+    assert rados_options(10, str(conf)) == {"client_mount_timeout": "10", "mon_host": monitors}
+    for agent in (ceph.AGENT, (LIBRARY / "cloudctl_osdtrial.py").read_text()):
+        # What is given here wins over the file in the container, which is read first.
+        assert re.search(r'conffile=.*\n? *conf=\{.*\*\*(request|asked)\["options"\]\}', agent)
 
 
 def test_option_documentation_matches_the_arguments() -> None:
