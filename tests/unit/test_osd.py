@@ -140,7 +140,13 @@ def test_classes_and_domains_count_for_themselves() -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [{"pg_states": {"active+clean": 3, "down": 1}}, {"pg_states": {"incomplete": 1}}, {"unfound": 2}]
+    "more",
+    [
+        {"pg_states": {"active+clean": 3, "down": 1}},
+        {"pg_states": {"incomplete": 1}},
+        {"pg_states": {"active+clean": 3, "stale+active+clean": 1}},
+        {"unfound": 2},
+    ],
 )
 def test_what_may_hold_the_last_copy_does_not_go(more: dict[str, Any]) -> None:
     assert refs(forecast(three(**more), [0])) == ["osd-data-loss"]
@@ -205,6 +211,12 @@ def test_a_scrubbing_placement_group_is_clean() -> None:
     assert is_clean("active+clean+scrubbing+deep")
     assert not is_clean("active+undersized")
     assert not is_clean("clean")
+
+
+def test_a_stale_placement_group_is_neither_served_nor_clean() -> None:
+    state = three(pg_states={"active+clean": 30, "stale+active+clean": 2})
+    assert (state.unclean, state.inactive) == (2, {"stale+active+clean": 2})
+    assert "30 of 32 PGs clean" in wait.for_data(state).words
 
 
 # -- waiting -----------------------------------------------------------------------------------
@@ -455,6 +467,15 @@ def test_a_failed_osd_is_replaced_unless_nobody_has_its_data() -> None:
         operate._refuse_replace(three(1, pg_states={"down": 3}), 0, running=False, degraded=False)
 
 
+def test_a_failed_osd_may_hold_the_only_copy_of_a_pool_that_keeps_one() -> None:
+    once = replace(three(1), pools=[Pool("vms", 3, 2), Pool("scratch", 1, 1)])
+    with pytest.raises(CheckFailed, match="only copy in the pools scratch") as caught:
+        operate._refuse_replace(once, 0, running=False, degraded=False)
+    assert caught.value.ref == "osd-data-loss"
+    emptied = replace(once, osds={**once.osds, 0: replace(once.osds[0], weight=0.0)})
+    operate._refuse_replace(emptied, 0, running=False, degraded=False)  # it died after it was emptied
+
+
 @pytest.mark.parametrize(
     ("fact", "made", "commands"),
     [
@@ -500,6 +521,7 @@ def test_refused_devices_are_errors_of_their_node() -> None:
     [
         ([{"peering": 2}, {"activating": 1}, {}], 3),
         ([{"incomplete": 1}], 1),
+        ([{"stale+active+clean": 3}, {}], 2),  # their OSD died just now: another takes over
         ([{}], 1),
         ([{"remapped+peering": 1}] * 99, 46),
     ],

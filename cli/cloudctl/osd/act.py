@@ -48,7 +48,8 @@ def read_at_rest(site: Site, report: Report = lambda line: None, *, timeout: flo
     end, told = time.monotonic() + timeout, False
     while True:
         cluster = read(site)
-        busy = [state for state in cluster.inactive if "peering" in state or "activating" in state]
+        # Those of an OSD that died are stale until another one has taken over.
+        busy = [s for s in cluster.inactive if any(word in s for word in ("peering", "activating", "stale"))]
         if not busy or time.monotonic() > end:
             return cluster
         if not told:

@@ -96,16 +96,22 @@ class Cluster:
     @property
     def inactive(self) -> dict[str, int]:
         """PGs that serve nobody, by state: no copy of their data can be reached."""
-        return {state: count for state, count in self.pg_states.items() if "active" not in state.split("+")}
+        return {state: count for state, count in self.pg_states.items() if not is_served(state)}
 
     def on(self, host: str) -> list[Osd]:
         """Return the OSDs of a node."""
         return [osd for osd in self.osds.values() if osd.host == host]
 
 
+def is_served(state: str) -> bool:
+    """Return whether a PG's data can be reached; a stale one's state is from before its OSDs fell silent."""
+    parts = state.split("+")
+    return "active" in parts and "stale" not in parts
+
+
 def is_clean(state: str) -> bool:
     """Return whether a PG's state is active+clean, scrubbing or not."""
-    return {"active", "clean"} <= set(state.split("+"))
+    return is_served(state) and "clean" in state.split("+")
 
 
 QUESTIONS: dict[str, Mapping[str, Any]] = {

@@ -396,7 +396,7 @@ def plan_replace(
     if journal.open and journal.facts.get("request") != request:
         _begin(journal, request, "")
     report("reading the cluster")
-    cluster = read(site)
+    cluster = act.read_at_rest(site, report)
     fact: dict[str, Any] = journal.facts.get("osd", {}) if journal.open else {}
     if not fact:
         (osd,) = names.pick(cluster, [number])
@@ -488,8 +488,16 @@ def _refuse_replace(cluster: Cluster, number: int, running: bool, degraded: bool
     Raises:
         CheckFailed, MultiError: it would.
     """
+    single = [pool.name for pool in cluster.pools if pool.size < 2]
     if not running:
         act.refuse(Forecast(problems=lost(cluster)))
+        here = cluster.osds.get(number)
+        if single and here is not None and here.weight > 0:  # one without a weight was emptied
+            raise CheckFailed(
+                "osd-data-loss", f"osd.{number} may hold the only copy in the pools {', '.join(single)}",
+                where="ceph", hint=f"bring osd.{number} back, or let these pools keep two copies (ceph osd"
+                " pool set POOL size 2) or, if their data may go, delete them; then run the same again",
+            )  # fmt: skip
         return
     if not degraded:
         ahead = forecast(cluster, [number])
@@ -499,7 +507,6 @@ def _refuse_replace(cluster: Cluster, number: int, running: bool, degraded: bool
                 where="ceph", hint="--degraded replaces it without: its data has a copy less for a while",
             )  # fmt: skip
         return
-    single = [pool.name for pool in cluster.pools if pool.size < 2]
     if cluster.unclean or single:
         why = (
             f"pools with a single copy: {', '.join(single)}"
