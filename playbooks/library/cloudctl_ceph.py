@@ -166,7 +166,7 @@ seconds:
 devices:
   description:
     - "For each device path, size in bytes, state (empty, ours, refused) and reason; of a shared journal
-      device its C(slots)."
+      device its C(slots); of one that has two names the others (C(same_as))."
   type: list
   elements: dict
   returned: devices
@@ -346,6 +346,7 @@ def probe_device(path, run=None):
     sysfs = os.path.realpath(f"/sys/dev/block/{number}")
     numbers = {number: os.path.basename(sysfs)}
     probe["whole"] = not os.path.exists(f"{sysfs}/partition")
+    probe["name"] = "" if probe["whole"] else partition_name(sysfs)
     patterns = ("*/dev", "holders/*/dev", "*/holders/*/dev", "holders/*/holders/*/dev")
     for entry in [path for pattern in patterns for path in sorted(glob.glob(f"{sysfs}/{pattern}"))]:
         with contextlib.suppress(OSError), open(entry, encoding="ascii") as file:
@@ -442,20 +443,30 @@ def read_partitions(real, sysfs):
     return []
 
 
+def partition_name(sysfs):
+    """Return a partition's name in its disk's table; the kernel does not know that of one added later."""
+    disk = os.path.dirname(sysfs)
+    with contextlib.suppress(OSError, ValueError), open(f"{sysfs}/partition", encoding="ascii") as file:
+        number = int(file.read())
+        parts = read_partitions(f"/dev/{os.path.basename(disk)}", disk)
+        return next((part["name"] for part in parts if part["number"] == number), "")
+    return ""
+
+
 def partition_path(real, number):
     """Return the path of a disk's partition: /dev/sdb1, /dev/nvme0n1p1."""
     return f"{real}{'p' if real[-1].isdigit() else ''}{number}"
 
 
-def slot_name(fsid, number):
-    """Return the name of a partition that holds a journal: it says whose it is."""
+def slot_name(fsid, number=""):
+    """Return the name of a partition that holds a journal, or how all begin: it says whose it is."""
     return f"cloudctl-{fsid[:8]}-{number}"
 
 
 def our_slots(probe, fsid):
     """Return the journal partitions of a device that this cluster divided; None of any other."""
     parts = probe.get("partitions") or []
-    if parts and all(part["name"].startswith(f"cloudctl-{fsid[:8]}-") for part in parts):
+    if parts and all(part["name"].startswith(slot_name(fsid)) for part in parts):
         return parts
     return None
 
@@ -499,6 +510,19 @@ def plan_slots(size, slots, wanted, journal_size, minimum):
     return free, [part] * more, ""
 
 
+def same_devices(probes):
+    """Return by path the other paths that lead to the same device, where there are any. Pure.
+
+    Args:
+        probes: ``(path, probe)`` of each device.
+    """
+    paths = {}
+    for path, found in probes:
+        if found.get("real"):
+            paths.setdefault(found["real"], {})[path] = None
+    return {one: [p for p in same if p != one] for same in paths.values() if len(same) > 1 for one in same}
+
+
 def check_devices(data, journals, fsid, probe=probe_device, journal_size=0, journal_minimum=0, our_osds=()):
     """Return ``[{path, size, state, reason, role, osd_uuid}]`` for a node's data and journal devices.
 
@@ -517,6 +541,7 @@ def check_devices(data, journals, fsid, probe=probe_device, journal_size=0, jour
         if p.get("label") and p["label"]["ceph_fsid"] and p["label"]["ceph_fsid"] == fsid
     }
     by_path = {path: found for path, role, found in probes if role == "data"}
+    same = same_devices((path, found) for path, _role, found in probes)
     results = []
     for path, role, found in probes:
         label = found.get("label") or {}
@@ -543,6 +568,11 @@ def check_devices(data, journals, fsid, probe=probe_device, journal_size=0, jour
                 ]  # fmt: skip
         else:
             state, reason = judge_device(found, fsid, ours)
+            if state == "empty" and found.get("name", "").startswith(slot_name(fsid)):
+                state, reason = "refused", "it is a part of a journal device of this cluster"
+        if path in same and state != "refused":
+            item["same_as"] = same[path]
+            state, reason = "refused", f"it is the same device as {', '.join(same[path])}"
         results.append({**item, "state": state, "reason": reason})
     return results
 
@@ -655,7 +685,8 @@ def prepare_devices(data, journals, fsid, journal_size=0, minimum=0, probe=probe
     problems = [f"{path}: {found['error']}" for path, found in probes.items() if found.get("error")]
     for item in check_devices(data, journals, fsid, probes.get, journal_size, minimum):
         label = probes[item["path"]].get("label")
-        if item["role"] == "journal" and item["state"] == "refused" and not label:
+        unusable = item["role"] == "journal" and item["state"] == "refused" and not label
+        if unusable or item.get("same_as"):
             problems.append(f"{item['path']}: {item['reason']}")
     if problems:
         raise CephFailure(f"{'; '.join(problems)}. Nothing was changed")

@@ -143,6 +143,68 @@ def test_a_journal_is_ours_through_the_osd_on_the_same_node() -> None:
     assert ceph.check_devices(["/dev/a"], ["/dev/b"], "other", probe)[1]["state"] == "refused"
 
 
+@pytest.mark.parametrize(
+    ("data", "journals", "refused"),
+    [
+        (["/dev/a", "/dev/by-id/a"], [], {"/dev/a": "/dev/by-id/a", "/dev/by-id/a": "/dev/a"}),
+        (["/dev/a"], ["/dev/by-id/a"], {"/dev/a": "/dev/by-id/a", "/dev/by-id/a": "/dev/a"}),
+        (["/dev/a", "/dev/b"], ["/dev/c", "/dev/by-id/c"],
+         {"/dev/c": "/dev/by-id/c", "/dev/by-id/c": "/dev/c"}),
+        (["/dev/a", "/dev/b"], ["/dev/c", "/dev/c"], {}),
+        (["/dev/a", "/dev/none", "/dev/nothing"], [], {}),
+    ],
+)  # fmt: skip
+def test_a_device_under_two_names_is_one_device(
+    data: list[str], journals: list[str], refused: dict[str, str], tmp_path: Path
+) -> None:
+    def probe(path: str) -> dict[str, Any]:
+        if path.startswith("/dev/no"):
+            return {**EMPTY, "error": "there is no such device"}
+        return {**EMPTY, "path": path, "real": path.replace("/by-id", "")}
+
+    found = {item["path"]: item for item in ceph.check_devices(data, journals, FSID, probe)}
+    assert {path: item["same_as"] for path, item in found.items() if "same_as" in item} == {
+        path: [other] for path, other in refused.items()
+    }
+    for path, other in refused.items():
+        assert (found[path]["state"], found[path]["reason"]) == (
+            "refused",
+            f"it is the same device as {other}",
+        )
+    if refused:
+        with pytest.raises(ceph.CephFailure, match="the same device as"):
+            ceph.prepare_devices(data, journals, FSID, probe=probe)
+
+
+def test_what_is_there_already_is_refused_under_its_second_name() -> None:
+    label = ceph.parse_label(DATA_LABEL)
+    found = ceph.check_devices(
+        ["/dev/a", "/dev/by-id/a"], [], FSID, lambda path: {**EMPTY, "label": label, "real": "/dev/a"}
+    )
+    assert [(item["state"], item["osd_uuid"]) for item in found] == [("refused", OSD)] * 2
+
+
+def test_a_part_of_a_journal_device_becomes_no_osd() -> None:
+    def state(name: str, fsid: str = FSID) -> str:
+        (found,) = ceph.check_devices(["/dev/x1"], [], fsid, lambda _path: {**EMPTY, "name": name})
+        return str(found["state"])
+
+    assert state(ceph.slot_name(FSID, 3)) == "refused"
+    assert state("") == state("data") == state(ceph.slot_name(FSID, 3), "0" * 36) == "empty"
+
+
+def test_a_partition_knows_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sysfs = tmp_path / "sdx" / "sdx2"
+    sysfs.mkdir(parents=True)
+    (sysfs / "partition").write_text("2\n")
+    asked: list[Any] = []
+    parts = [{"number": 1, "name": "one"}, {"number": 2, "name": "two"}]
+    monkeypatch.setattr(ceph, "read_partitions", lambda *where: asked.append(where) or parts)
+    assert ceph.partition_name(str(sysfs)) == "two"
+    assert asked == [("/dev/sdx", str(tmp_path / "sdx"))]
+    assert ceph.partition_name(str(tmp_path)) == ""
+
+
 def test_a_device_that_does_not_exist(tmp_path: Path) -> None:
     assert ceph.probe_device(str(tmp_path / "sdx"))["error"] == "there is no such device"
     assert ceph.probe_device(str(tmp_path))["error"] == "it is not a block device"

@@ -514,6 +514,11 @@ def test_refused_devices_are_errors_of_their_node() -> None:
     assert (caught.value.ref, caught.value.where) == ("osd-device-refused", "osd01")
     with pytest.raises(MultiError):
         remote.refuse_devices({"osd01": bad, "osd02": bad})
+    assert "wipefs" in str(caught.value.hint)
+    twice = {"path": "/dev/a", "state": "refused", "reason": "it is /dev/b", "same_as": ["/dev/b"]}
+    with pytest.raises(CheckFailed) as caught:
+        remote.refuse_devices({"osd01": [twice]})
+    assert "wipe" not in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

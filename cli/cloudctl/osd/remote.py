@@ -205,7 +205,8 @@ def refuse_devices(checks: Checks) -> None:
     errors: list[CloudctlError] = [
         CheckFailed(
             "osd-device-refused", f"{item['path']} cannot be used for an OSD: {item['reason']}", where=node,
-            hint="name an empty device; if its data may go, wipe it yourself (wipefs --all)",
+            hint="name each device once (ls -l /dev/disk/by-id, on the node)" if item.get("same_as")
+            else "name an empty device; if its data may go, wipe it yourself (wipefs --all)",
         )
         for node, items in checks.items()
         for item in items
