@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 from site_support import lab_site
 
+from cloudctl import osd
 from cloudctl.errors import ApplyFailed, CheckFailed, UsageError
 from cloudctl.node import instances, journal, leave
 from cloudctl.node.instances import Compute, Guest, Migration, forgotten, refuse_immovable, way_of
 from cloudctl.node.join import Change
 from cloudctl.node.others import Work
 from cloudctl.osd import remote
+from cloudctl.osd.cluster import Cluster, Osd, Pool
 from cloudctl.site.edit_inventory import add_host
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Interface, Node, Site
@@ -338,6 +341,48 @@ def test_a_node_that_died_before_it_was_registered_is_forgotten(known: list[str]
     world.__dict__["_cloud"] = SimpleNamespace(compute=compute, network=network, placement=placement)
     assert world.forget("nb") == "nova-compute, its resource provider" and removed == [service]
     assert placement.known == ["a"] and "b" not in placement.held and "other" in placement.held
+
+
+# -- its OSDs ------------------------------------------------------------------------------------
+
+
+def storage(*osds: Osd, **more: Any) -> Cluster:
+    others = [Osd(n, f"osd0{n}", weight=1.0, kb=100, kb_used=86 * (n == 2), pgs=8, up=True) for n in (2, 3)]
+    return Cluster({osd.id: osd for osd in [*osds, *others]}, [Pool("vms", 3, 2)], **more)
+
+
+def test_osds_that_an_earlier_run_has_emptied_are_no_reason_against_a_removal() -> None:
+    full = Osd(0, "osd01", weight=1.0, kb=100, pgs=8, up=True)
+    held = storage(full)
+    found = leave.what_leaves(held, held.on("osd01"))
+    assert found is not None
+    # osd.2 is fuller than the first run foresaw, and two nodes are too few for three copies
+    assert {ref for ref, _words in found.problems} == {"osd-failure-domain", "osd-near-full"}
+    for half in (replace(full, weight=0.0), replace(full, pgs=0)):  # on its way; never used
+        assert leave.what_leaves(storage(half), [half]) is not None
+    empty = replace(full, weight=0.0, pgs=0)
+    assert leave.what_leaves(storage(empty), [empty]) is None
+    assert leave.what_leaves(storage(pg_states={"down": 1}), []) is None
+
+
+def test_an_osd_that_is_off_may_hold_what_nobody_can_reach() -> None:
+    off = Osd(0, "osd01", weight=0.0, up=False)
+    assert leave.what_leaves(storage(off), [off]) is None
+    found = leave.what_leaves(storage(off, pg_states={"down": 1}), [off])
+    assert found is not None and [ref for ref, _words in found.problems] == ["osd-data-loss"]
+
+
+def test_without_an_osd_other_nodes_data_is_not_waited_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(osd, "read", lambda _site: storage())
+    monkeypatch.setattr(osd, "read_at_rest", lambda _site, _say: storage(pg_states={"down": 1}))
+    monkeypatch.setattr(osd, "drain", lambda *_args: pytest.fail("it waits"))
+    change = Change(site, site, ["osd01"], {}, {}, None)
+    leaving = leave.Leaving(site, site.nodes["osd01"], ["storage"], change, True, print, World({}))
+    assert leaving.drain() == "it has no OSD"
+    assert leaving._check_storage() == "no OSD"
+    assert leaving.report["osds"] == []
 
 
 # -- the steps -----------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from cloudctl.node.join import Change, tell
 from cloudctl.operations.call import call
 from cloudctl.operations.deploying import deploy
 from cloudctl.operations.steps import Step
+from cloudctl.osd.cluster import Cluster, Osd
+from cloudctl.osd.forecast import Forecast, forecast, lost
 from cloudctl.runs.record import write_atomically
 from cloudctl.site.edit_inventory import names_in, remove_host, swap_member
 from cloudctl.site.load import load_site
@@ -89,6 +91,18 @@ def without_host_key(known: str, node: Node) -> str:
     names = {node.name, node.address}
     kept = [line for line in known.splitlines() if not names & set(line.split(" ")[0].split(","))]
     return "".join(f"{line}\n" for line in kept)
+
+
+def what_leaves(cluster: Cluster, own: Collection[Osd]) -> Forecast | None:
+    """Return what the removal of a node's OSDs would do; None where an earlier run has emptied them. Pure.
+
+    Empty ones need no places and no room. One that is off may hold more than it tells: what is out of reach.
+    """
+    holding = [osd.id for osd in own if osd.pgs or osd.weight > 0]
+    if holding:
+        return forecast(cluster, holding)
+    problems = lost(cluster) if any(not osd.up for osd in own) else []
+    return Forecast(problems=problems) if problems else None
 
 
 @dataclass
@@ -208,12 +222,14 @@ class Leaving:
         from cloudctl import osd
 
         cluster = osd.read_at_rest(self.site, self.say)
-        ids = [entry.id for entry in cluster.on(self.name)]
-        found = osd.forecast(cluster, ids)
+        own = cluster.on(self.name)
+        self.report["osds"] = [entry.id for entry in own]
+        found = what_leaves(cluster, own)
+        if found is None:
+            return f"{len(own)} OSDs, all empty" if own else "no OSD"
         osd.refuse(found)
-        self.report["osds"] = ids
         gib = found.moved_kb / (1 << 20)
-        return f"{len(ids)} OSDs, {gib:.1f} GiB to move, the fullest OSD gets {found.fullest:.0%}"
+        return f"{len(own)} OSDs, {gib:.1f} GiB to move, the fullest OSD gets {found.fullest:.0%}"
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -236,10 +252,11 @@ class Leaving:
         from cloudctl.osd import throttle
 
         ids = self._ids()
-        if ids:
-            throttle.hold(self.site, self.say)
+        if not ids:
+            return "it has no OSD"
+        throttle.hold(self.site, self.say)
         osd.drain(self.site, ids, self.say)
-        return f"{len(ids)} OSDs are empty" if ids else "it has no OSD"
+        return f"{len(ids)} OSDs are empty"
 
     def remove_osds(self) -> str:
         """Take the OSDs out of the cluster."""
