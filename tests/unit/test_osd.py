@@ -21,6 +21,7 @@ from cloudctl.errors import (
     UsageError,
     VerifyFailed,
 )
+from cloudctl.operations.steps import Journal
 from cloudctl.osd import act, names, operate, remote, throttle, wait
 from cloudctl.osd.cluster import Cluster, Osd, Pool, is_clean, parse
 from cloudctl.osd.forecast import expected, forecast, spread
@@ -312,11 +313,8 @@ class FakeSite:
         return {"ceph.backfill.options": {"osd_max_backfills": 1}, "ceph.backfill.flags": ["noscrub"]}[name]
 
 
-def test_a_run_that_was_killed_does_not_take_the_throttled_values_for_the_old_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = {"osd_max_backfills": "7"}
-    flags = {"noscrub"}
+def throttled(monkeypatch: pytest.MonkeyPatch, config: dict[str, str], flags: set[str]) -> None:
+    """Let the throttle talk to a cluster that is made of its options and flags."""
 
     def ask(_site: Any, steps: Any, _what: str, **_more: Any) -> list[dict[str, Any]]:
         out = []
@@ -336,6 +334,13 @@ def test_a_run_that_was_killed_does_not_take_the_throttled_values_for_the_old_on
         return out
 
     monkeypatch.setattr(throttle, "ask", ask)
+
+
+def test_a_run_that_was_killed_does_not_take_the_throttled_values_for_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, flags = {"osd_max_backfills": "7"}, {"noscrub"}
+    throttled(monkeypatch, config, flags)
     (tmp_path / ".cloudctl").mkdir()
     site: Any = FakeSite(tmp_path)
     throttle.hold(site, lambda _line: None)
@@ -347,6 +352,31 @@ def test_a_run_that_was_killed_does_not_take_the_throttled_values_for_the_old_on
     config["osd_max_backfills"] = "5"
     throttle.release(site, lambda _line: None)
     assert config == {"osd_max_backfills": "5"}
+
+
+def test_a_run_that_ended_before_it_knew_the_old_values_does_not_lose_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"osd_max_backfills": "7"}
+    throttled(monkeypatch, config, set())
+    (tmp_path / ".cloudctl").mkdir()
+    site: Any = FakeSite(tmp_path)
+
+    def silent(*_args: Any, **_more: Any) -> None:
+        raise Unreachable("ceph-no-quorum", "no monitor answers")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(throttle, "ask", silent)
+        with pytest.raises(Unreachable):
+            throttle.hold(site, lambda _line: None)
+    assert not Journal(tmp_path, throttle.NAME).open
+    Journal(tmp_path, throttle.NAME).begin()  # a run that was killed right after
+    for value in ("7", "9"):  # the second time, what the first found is still in the file
+        config["osd_max_backfills"] = value
+        throttle.hold(site, lambda _line: None)
+        assert config == {"osd_max_backfills": "1"}
+        throttle.release(site, lambda _line: None)
+        assert config == {"osd_max_backfills": value}
 
 
 # -- the inventory -----------------------------------------------------------------------------

@@ -57,10 +57,12 @@ def hold(site: Site, report: Report) -> None:
     if not options and not flags:
         return
     journal = Journal(site.path, NAME)
-    if not journal.begin():
+    # Nothing was set before this was written down: a run that ended earlier leaves what it would have found.
+    if not journal.open or "before" not in journal.facts:
         answers = ask(site, [mon("config dump"), mon("osd dump")], "reading options")
         present = parse_flags(answers[1]["out"])
         before = values_of(json.loads(answers[0]["out"]), list(options))
+        journal.begin()
         journal.keep(before=before, flags=[flag for flag in flags if flag not in present])
     ask(site, steps_to_set(options, journal.facts.get("flags", [])), "putting clients first", changing=True)
     shown = [f"{name}={text(value)}" for name, value in options.items()] + flags
