@@ -19,6 +19,7 @@ from conftest import SITE, kill_cloudctl, lab_nodes, read_containers, run_cloudc
 
 from cloudctl.lab.host import run
 from cloudctl.lab.nodes import STATE
+from cloudctl.site.load import load_site
 
 Cloudctl = Callable[..., Any]
 INVENTORY = SITE / "inventory" / "hosts.yml"
@@ -270,6 +271,35 @@ def test_removals_that_are_refused(cloudctl: Cloudctl, data: Callable[[], str]) 
             assert (result.rc, result.refs) == (4, ["osd-near-full"]), str(result)
         finally:
             ceph("osd set-nearfull-ratio 0.85")
+
+
+def test_an_inventory_that_would_not_be_in_force_is_refused(site_copy: Any) -> None:
+    """What host_vars say of the devices wins over the lines that are changed."""
+    variables = load_site(site_copy.path, with_secrets=False).nodes["osd01"].vars
+    said = {key: variables[key] for key in ("devices", "journal_devices") if key in variables}
+    overruling = site_copy.path / "inventory" / "host_vars" / "osd01.yml"
+    overruling.parent.mkdir(exist_ok=True)
+    overruling.write_text(json.dumps(said) + "\n")
+    text = (site_copy.path / "inventory" / "hosts.yml").read_text()
+    own = next(number for number, item in osds().items() if item["host"] == "osd01")
+    with nothing_changes():
+        for arguments in (["remove", str(own)], ["add", "osd01", SPARE, "--journal", SECOND]):
+            result = site_copy.cloudctl("osd", *arguments, "--yes")
+            assert result.refs == ["osd-inventory-overruled"], str(result)
+            assert "inventory/host_vars/osd01.yml" in result.err, str(result)
+    assert (site_copy.path / "inventory" / "hosts.yml").read_text() == text
+
+
+def test_a_device_under_two_names_is_refused(cloudctl: Cloudctl) -> None:
+    """A disk as its own journal; a part of a journal device as a disk."""
+    disk = run_on("osd01", f"readlink -f {SPARE}").strip()
+    own = next(item for item in osds().values() if item["host"] == "osd01")
+    with nothing_changes():
+        result = cloudctl("osd", "add", "osd01", SPARE, "--journal", disk, "--yes")
+        assert set(result.refs) == {"osd-device-refused"}, str(result)
+        assert "the same device as" in result.err and "wipefs" not in result.err, str(result)
+        result = cloudctl("osd", "add", "osd01", own["journal"], "--journal", SECOND, "--yes")
+        assert result.refs == ["osd-device-refused"], str(result)
 
 
 def test_a_pool_of_a_class_that_too_few_nodes_have(site_copy: Any) -> None:

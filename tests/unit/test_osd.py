@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from site_support import lab_site
 
 from cloudctl.errors import (
     CheckFailed,
@@ -25,7 +28,9 @@ from cloudctl.operations.steps import Journal
 from cloudctl.osd import act, names, operate, remote, throttle, wait
 from cloudctl.osd.cluster import Cluster, Osd, Pool, is_clean, parse
 from cloudctl.osd.forecast import expected, forecast, spread
-from cloudctl.site.model import Node
+from cloudctl.site.edit_inventory import set_variables
+from cloudctl.site.load import load_site
+from cloudctl.site.model import Node, Site
 
 GIB = 1 << 20  # in KiB
 ARGUMENTS = {"ansible_host": "10.10.10.211"}
@@ -471,6 +476,92 @@ def test_an_unknown_osd_is_named() -> None:
     with pytest.raises(UsageError) as caught:
         names.pick(cluster(osd(0, "osd01")), [0, 7])
     assert caught.value.ref == "osd-unknown" and "7" in caught.value.message
+
+
+@pytest.fixture(scope="module")
+def whole_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lab_site(tmp_path_factory.mktemp("site"))
+
+
+OPERATIONS: dict[str, Callable[[Site], Any]] = {
+    "add": lambda site: operate.plan_add(site, "osd01", ["/dev/new"], print),
+    "replace": lambda site: operate.plan_replace(site, 0, "/dev/new", print),
+    "remove": lambda site: operate.plan_remove(site, [0], print),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("overruled", [True, False])
+def test_what_the_inventory_says_must_be_in_force(
+    whole_site: Path, monkeypatch: pytest.MonkeyPatch, operation: str, overruled: bool
+) -> None:
+    hosts = whole_site / "inventory/hosts.yml"
+    own = load_site(whole_site).nodes["osd01"].vars
+    said = {key: own[key] for key in ("devices", "journal_devices") if key in own}
+    said = {key: [*value, value[0] if key != "devices" else "/dev/b"] for key, value in said.items()}
+    text = hosts.read_text()
+    other = whole_site / "inventory/host_vars/osd01.yml"
+    if overruled:
+        other.parent.mkdir(exist_ok=True)
+        other.write_text(json.dumps(said))
+    else:
+        hosts.write_text(set_variables(text, "osd01", said))
+    changed = hosts.read_text()
+    state = three(2)
+    state = replace(state, osds={n: replace(one, up=n != 0) for n, one in state.osds.items()})
+    labels = [item(said["devices"][0], "u0"), item("/dev/b", "u3"), item("/dev/new", "", "empty")]
+    labels = [{**one, "size": 1} for one in labels]
+    monkeypatch.setattr(operate, "read", lambda _site: state)
+    monkeypatch.setattr(act, "read", lambda _site: state)
+    monkeypatch.setattr(
+        remote, "look",
+        lambda _site, wanted, **_more: {
+            host: [one for one in labels if one["path"] in [entry["data"] for entry in osds]]
+            for host, osds in wanted.items()
+        },
+    )  # fmt: skip
+    try:
+        plan = OPERATIONS[operation]
+        if not overruled:
+            assert plan(load_site(whole_site)).steps
+        else:
+            with pytest.raises(ConfigError) as caught:
+                plan(load_site(whole_site))
+            assert caught.value.ref == "osd-inventory-overruled"
+            assert str(caught.value.where).startswith("inventory/host_vars/osd01.yml:")
+            assert "devices" in caught.value.message
+        assert hosts.read_text() == changed
+        assert not list((whole_site / ".cloudctl").glob("osd-*"))
+    finally:
+        hosts.write_text(text)
+        other.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(("device", "told"), [("/dev/b", True), ("/dev/disk/by-id/b", False)])
+def test_an_osd_of_a_silent_node_is_removed_if_its_line_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, told: bool
+) -> None:
+    (tmp_path / ".cloudctl").mkdir()
+    state = cluster(osd(0, "osd01", device="/dev/a"), osd(1, "osd01", device="/dev/b"))
+    site: Any = SimpleNamespace(path=tmp_path, nodes={"osd01": node(devices=["/dev/a", device])})
+
+    def silent(*_args: Any, **_more: Any) -> None:
+        raise Unreachable("node-unreachable", "it does not answer")
+
+    monkeypatch.setattr(remote, "look", silent)
+    if told:
+        (fact,) = operate._identify(site, state, [state.osds[1]], print)
+        assert fact["path"] == device
+        return
+    monkeypatch.setattr(act, "read", lambda _site: state)
+    with pytest.raises(CheckFailed, match=r"osd\.1 can't be told: it does not answer") as caught:
+        operate.plan_remove(site, [1], print)
+    assert caught.value.ref == "osd-line-unknown"
+    assert "switch osd01 on" in str(caught.value.hint)
+    assert "node remove osd01 --dead" in str(caught.value.hint)
+    assert not Journal(tmp_path, "osd-remove").open
+    strange = replace(state.osds[1], host="elsewhere")  # of no node that the inventory knows: no line
+    assert operate._identify(site, state, [strange], print)[0]["path"] == ""
 
 
 # -- replacing ---------------------------------------------------------------------------------

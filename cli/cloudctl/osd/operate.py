@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cloudctl.ceph.desired import osds_of
-from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, UsageError
+from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, ConfigError, UsageError
+from cloudctl.node.future import future_site
 from cloudctl.node.inventory import read_text, write_text
 from cloudctl.operations.steps import Journal, Step
 from cloudctl.osd import act, names, remote, throttle, wait
 from cloudctl.osd.cluster import Cluster, Osd
 from cloudctl.osd.forecast import Forecast, forecast, lost
 from cloudctl.osd.remote import Report, ask, mon, read
+from cloudctl.site.document import Problems
 from cloudctl.site.edit_inventory import set_variables
-from cloudctl.site.load import load_site
+from cloudctl.site.inventory import read_inventory
+from cloudctl.site.load import INVENTORY, load_site
 from cloudctl.site.model import Site
 
 STABLE = ("/dev/disk/by-id/", "/dev/disk/by-path/", "/dev/disk/by-partuuid/")
@@ -44,12 +48,34 @@ class Plan:
     ahead: Forecast | None = None
 
 
+def edited(site: Site, node: str, osds: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Return the inventory's text that names a node's OSDs, and which variables it sets. Changes nothing.
+
+    Raises:
+        ConfigError, MultiError: the text can't be edited, is refused, or another file wins over it.
+    """
+    text, changes = read_text(site.path), names.variables(site.nodes[node], osds)
+    if not changes:
+        return text, changes
+    text = set_variables(text, node, changes)
+    with future_site(site.path, text, f"osd-{os.getpid()}") as path:
+        left = names.variables(load_site(path, with_secrets=False).nodes[node], osds)
+        if not left:
+            return text, changes
+        document, at = read_inventory(path, INVENTORY, Problems()).hosts[node].origin[next(iter(left))]
+        raise ConfigError(
+            "osd-inventory-overruled", f"{', '.join(left)} of {node} must change in {INVENTORY}, but"
+            f" {document.file} wins over it", where=document.where(*at),
+            hint=f"move what it says of {node}'s devices to {INVENTORY}, then run the same again",
+        )  # fmt: skip
+
+
 def write_lines(site: Site, node: str, osds: Sequence[Mapping[str, Any]]) -> str:
     """Let the inventory name a node's OSDs; return what was done, in words."""
-    changes = names.variables(load_site(site.path).nodes[node], osds)
+    text, changes = edited(load_site(site.path), node, osds)
     if not changes:
         return "the inventory says so already"
-    write_text(site.path, set_variables(read_text(site.path), node, changes))
+    write_text(site.path, text)
     return f"{node}: {', '.join(f'{key}: [{shown(value)}]' for key, value in changes.items())}"
 
 
@@ -135,7 +161,7 @@ def plan_add(
     journal = Journal(site.path, "osd-add")
     plan = Plan(journal)
     unfinished = Journal(site.path, throttle.NAME).open
-    changes = names.variables(node, osds)
+    _text, changes = edited(site, name, osds)
     plan.nothing = (
         not todo
         and not changes
@@ -244,7 +270,7 @@ def plan_remove(site: Site, ids: Sequence[int], report: Report, *, zap: str | No
     for host in {fact["host"] for fact in facts}:
         node = site.nodes.get(host)
         if node is not None:
-            names.without(node, [fact["path"] for fact in facts if fact["host"] == host])
+            edited(site, host, names.without(node, [fact["path"] for fact in facts if fact["host"] == host]))
     if zap and _state(journal, "erase") != "done":
         owner = _owner(site, zap, facts, report)
         for fact in facts:
@@ -327,19 +353,32 @@ def _outlook(ahead: Forecast) -> list[str]:
 
 
 def _identify(site: Site, cluster: Cluster, osds: Collection[Osd], report: Report) -> list[dict[str, Any]]:
-    """Return for each OSD where it is, and which lines of the inventory are its."""
+    """Return for each OSD where it is, and which lines of the inventory are its.
+
+    Raises:
+        CheckFailed: a node does not answer, and without it a line can't be told.
+    """
     hosts = {osd.host for osd in osds if osd.host in site.nodes}
     checks: remote.Checks = {}
+    silent: dict[str, CloudctlError] = {}
     for host in sorted(hosts):
         report(f"looking at the devices of {host}")
         try:
             checks |= remote.look(site, {host: osds_of(site.nodes[host])})
         except CloudctlError as error:
             report(f"{host}: {error.message}")
+            silent[host] = error
     found = []
     for osd in osds:
         node = site.nodes.get(osd.host)
         path = names.line_of(osd, cluster, node, checks.get(osd.host, ()))
+        if not path and node is not None and osds_of(node) and osd.host in silent:
+            raise CheckFailed(
+                "osd-line-unknown",
+                f"which device in the inventory is {osd.name} can't be told: {silent[osd.host].message}",
+                where=osd.host, hint=f"switch {osd.host} on, then run the same again; if it will never come"
+                f" back: cloudctl node remove {osd.host} --dead",
+            )  # fmt: skip
         journals = {entry["data"]: entry["journal"] for entry in osds_of(node)} if node else {}
         found.append(
             {
@@ -419,6 +458,8 @@ def plan_replace(
     if not begun:
         _refuse_replace(cluster, number, running, degraded)
         _refuse_new(site, cluster, node.name, new, fact, report)
+    if old:
+        edited(site, host, names.exchanged(node, old, new))
     empty_first = running and not degraded and not begun
     plan.lines = [f"osd.{number} of {host}: {new} takes the place of {old or 'its device'}"]
     if fact["journal"]:
