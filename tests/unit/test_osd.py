@@ -120,7 +120,8 @@ def test_all_data_is_accounted_for(disks: list[tuple[int, float]], going: set[in
     assert sum(expected(rest, [pool]).values()) == pytest.approx(pool.kb * min(3, hosts) / 3, rel=1e-6)
     found = forecast(cluster(*here, pools=[pool]), going)
     assert all(found.full[n] >= found.before[n] - 1e-9 for n in found.full)
-    assert (hosts < 3) == ("osd-failure-domain" in refs(found))
+    fewer = hosts < min(3, len({item.host for item in here}))
+    assert fewer == ("osd-failure-domain" in refs(found))
 
 
 def test_fewer_nodes_than_copies() -> None:
@@ -134,6 +135,22 @@ def test_a_node_whose_other_osd_is_off_does_not_count() -> None:
     state = three(2)
     off = {**state.osds, 3: replace(state.osds[3], up=False)}
     assert refs(forecast(replace(state, osds=off), [0])) == ["osd-failure-domain"]
+
+
+def test_a_place_that_was_lacking_before_is_no_reason_against_a_removal() -> None:
+    wide = [Pool("wide", 4, 3, kb=GIB)]  # four copies, three nodes
+    assert refs(forecast(three(2, pools=wide), [0])) == []
+    assert refs(forecast(three(2, pools=wide), [0, 3])) == ["osd-failure-domain"]
+
+
+def test_an_osd_that_is_off_or_out_keeps_its_place_until_it_is_emptied() -> None:
+    state = three(1)
+
+    def with_first(**more: Any) -> Cluster:
+        return replace(state, osds={**state.osds, 0: replace(state.osds[0], **more)})
+
+    assert refs(forecast(with_first(up=False, share=0.0), [0])) == ["osd-failure-domain"]
+    assert refs(forecast(with_first(weight=0.0), [0])) == []
 
 
 def test_classes_and_domains_count_for_themselves() -> None:
@@ -211,6 +228,13 @@ def test_the_cluster_is_read() -> None:
     assert (found.osds[4].host, found.osds[4].share, found.osds[4].up) == ("", 0.0, False)
     assert found.pools == [Pool("vms", 3, 2, "ssd", "host", 4)]
     assert (found.nearfull, found.misplaced, found.health) == (0.8, 3, {"A": "a"})
+    # as `osd erasure-code-profile set … crush-failure-domain=osd` makes a rule
+    answers["rules"][0]["steps"] = [
+        {"op": "set_chooseleaf_tries", "num": 5}, {"op": "set_choose_tries", "num": 100},
+        {"op": "take", "item_name": "default"}, {"op": "choose_indep", "num": 0, "type": "osd"},
+        {"op": "emit"},
+    ]  # fmt: skip
+    assert parse(answers).pools == [Pool("vms", 3, 2, "", "osd", 4)]
 
 
 def test_a_scrubbing_placement_group_is_clean() -> None:

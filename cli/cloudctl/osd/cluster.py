@@ -186,8 +186,9 @@ def _pools(answers: Answers) -> list[Pool]:
     for pool in answers["dump"]["pools"]:
         steps = (rules.get(pool.get("crush_rule")) or {}).get("steps") or ()
         take = next((str(step.get("item_name", "")) for step in steps if step.get("op") == "take"), "")
+        # Not set_choose_tries and the like, with which rules of erasure-coded pools begin.
         choose = next(
-            (str(step.get("type", "")) for step in steps if "choose" in str(step.get("op"))), "host"
+            (str(step.get("type", "")) for step in steps if str(step.get("op")).startswith("choose")), "host"
         )
         pools.append(
             Pool(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cloudctl.osd.cluster import Cluster, Osd, Pool
 
@@ -86,13 +86,13 @@ def forecast(cluster: Cluster, ids: Collection[int]) -> Forecast:
         ids: of the OSDs that go; those that are gone already do not matter.
 
     Returns:
-        With ``problems`` where it would lose data, leave a pool fewer places than it has copies, or bring an
+        With ``problems`` where it would lose data, take from a pool a place that its copies need, or bring an
         OSD above the ratio from which Ceph complains.
     """
     going = set(ids)
     here = list(cluster.osds.values())
     rest = [osd for osd in here if osd.id not in going]
-    problems = lost(cluster) + places_lacking(rest, cluster.pools)
+    problems = lost(cluster) + places_lacking(here, going, cluster.pools)
     before, after = expected(here, cluster.pools), expected(rest, cluster.pools)
     full, now = {}, {}
     for osd in rest:
@@ -135,12 +135,21 @@ def lost(cluster: Cluster) -> list[tuple[str, str]]:
     return problems
 
 
-def places_lacking(rest: Collection[Osd], pools: Sequence[Pool]) -> list[tuple[str, str]]:
-    """Return which pools would have fewer places than copies: (reference, words)."""
+def places_lacking(
+    osds: Collection[Osd], going: Collection[int], pools: Sequence[Pool]
+) -> list[tuple[str, str]]:
+    """Return which pools would have fewer places than copies, and fewer than they have: (reference, words).
+
+    Args:
+        osds: all.
+        going: ids of those that go. One that is off keeps its place until then.
+    """
+    rest = [osd for osd in osds if osd.id not in going]
+    before = [replace(osd, up=True, share=1.0) if osd.id in going else osd for osd in osds]
     lacking: dict[tuple[int, str, str, int], list[str]] = {}
     for pool in pools:
         count = len(domains(rest, pool))
-        if count < pool.size:
+        if count < min(pool.size, len(domains(before, pool))):
             lacking.setdefault((pool.size, pool.device_class, pool.domain, count), []).append(pool.name)
     problems = []
     for (size, device_class, domain, count), names in lacking.items():
