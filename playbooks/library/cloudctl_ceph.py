@@ -482,23 +482,21 @@ def plan_slots(size, slots, wanted, journal_size, minimum):
         minimum: bytes.
 
     Returns:
-        ``(free, new, problem)``: partitions to use, sizes of partitions to make (bytes), and why it can't be.
+        ``(free, new, problem)``: partitions to use, ``(start, size)`` in bytes of those to make, and why it
+        can't be.
     """
     free = [slot for slot in slots if not slot["label"] and slot["size"] >= minimum][:wanted]
     more = wanted - len(free)
     if more <= 0:
         return free, [], ""
-    # Partitions begin at multiples of 1 MiB, and the table takes one at either end.
-    end = max((slot["start"] + slot["size"] for slot in slots), default=MIB)
-    room = max(0, size - MIB - -(-end // MIB) * MIB)
-    part = room // more // MIB * MIB
-    if slots:
-        part = min(part, max(slot["size"] for slot in slots))
-    if journal_size:
-        part = min(part, journal_size // MIB * MIB)
+    rooms = gaps(size, slots)
+    limits = [max(slot["size"] for slot in slots)] if slots else []
+    limits += [journal_size // MIB * MIB] if journal_size else []
+    part = largest_part([room for _start, room in rooms], more, min(limits, default=size))
     least = max(minimum, journal_size // MIB * MIB)
     if part < max(least, MIB):
-        has = f"{room // MIB} MiB are free on it" if slots else f"it has {size // MIB} MiB"
+        left = " + ".join(str(room // MIB) for _start, room in rooms) or "0"
+        has = f"{left} MiB are free on it" if slots else f"it has {size // MIB} MiB"
         return (
             [],
             [],
@@ -507,7 +505,27 @@ def plan_slots(size, slots, wanted, journal_size, minimum):
                 f"{max(least, MIB) // MIB} MiB needed"
             ),
         )
-    return free, [part] * more, ""
+    places = [(start + n * part, part) for start, room in rooms for n in range(room // part)]
+    return free, places[:more], ""
+
+
+def gaps(size, slots):
+    """Return ``(start, size)`` in bytes of the room between and behind a device's partitions. Pure."""
+    found, at = [], MIB  # partitions begin at multiples of 1 MiB, and the table takes one at either end
+    taken = sorted((slot["start"], slot["start"] + slot["size"]) for slot in slots)
+    for start, end in [*taken, (size - MIB, size)]:
+        room = (start - at) // MIB * MIB
+        if room > 0:
+            found.append((at, room))
+        at = max(at, -(-end // MIB) * MIB)
+    return found
+
+
+def largest_part(rooms, count, most):
+    """Return the largest size, whole MiB up to ``most``, of which so many fit into rooms; 0 if none. Pure."""
+    sizes = {min(room // n, most) // MIB * MIB for room in rooms for n in range(1, count + 1)}
+    fitting = (part for part in sizes if part and sum(room // part for room in rooms) >= count)
+    return max(fitting, default=0)
 
 
 def same_devices(probes):
@@ -635,7 +653,7 @@ def assign_slots(data, journals, probes, fsid, journal_size=0, minimum=0):
 
     Returns:
         ``(places, new)``: by data device the path of its journal, or ``(journal device, number)`` of a
-        partition that has to be made; and by journal device the sizes of those partitions by number.
+        partition that has to be made; and by journal device ``(start, size)`` of those partitions by number.
 
     Raises:
         CephFailure: a device has no room.
@@ -656,12 +674,12 @@ def assign_slots(data, journals, probes, fsid, journal_size=0, minimum=0):
                 places[one] = held[uuid]
             else:
                 lacking.append(one)
-        free, sizes, problem = plan_slots(probe["size"], slots, len(lacking), journal_size, minimum)
+        free, made, problem = plan_slots(probe["size"], slots, len(lacking), journal_size, minimum)
         if problem:
             raise CephFailure(f"{path}: {problem}")
         taken = {slot["number"] for slot in slots}
-        numbers = [number for number in range(1, 129) if number not in taken][: len(sizes)]
-        new[path] = dict(zip(numbers, sizes, strict=True))
+        numbers = [number for number in range(1, 129) if number not in taken][: len(made)]
+        new[path] = dict(zip(numbers, made, strict=True))
         places.update(
             zip(lacking, [*(slot["path"] for slot in free), *((path, n) for n in numbers)], strict=True)
         )
@@ -692,13 +710,13 @@ def prepare_devices(data, journals, fsid, journal_size=0, minimum=0, probe=probe
         raise CephFailure(f"{'; '.join(problems)}. Nothing was changed")
     places, new = assign_slots(data, journals, probes, fsid, journal_size, minimum)
     done = []
-    for path, sizes in new.items():
+    for path, parts in new.items():
         real = probes[path]["real"]
-        if sizes:
-            make_partitions(real, sizes, fsid, run)
+        if parts:
+            make_partitions(real, parts, fsid, run)
         done += [
             {"kind": "partition", "action": "create", "name": partition_path(real, number)}
-            for number in sizes
+            for number in parts
         ]
     os.makedirs(LINKS, mode=0o755, exist_ok=True)
     for number, path in enumerate(data, start=1):
@@ -725,24 +743,27 @@ def link(path, target):
     os.replace(temporary, path)
 
 
-def make_partitions(real, sizes, fsid, run):
-    """Make partitions behind those that are there, and see to it that each has its node in /dev.
+def make_partitions(real, parts, fsid, run):
+    """Make partitions beside those that are there, and see to it that each has its node in /dev.
 
     Args:
-        sizes: bytes by number.
+        parts: ``(start, size)`` by number, bytes.
 
     Raises:
         CephFailure: the tool or the kernel refuses.
     """
     command = ["sgdisk"]
-    for number, size in sizes.items():
-        command += [f"--new={number}:0:+{size // MIB}M", f"--change-name={number}:{slot_name(fsid, number)}"]
+    for number, (start, size) in parts.items():
+        command += [
+            f"--new={number}:{start // MIB}M:+{size // MIB}M",
+            f"--change-name={number}:{slot_name(fsid, number)}",
+        ]
     rc, out = run([*command, real])
-    for number in sizes:
+    for number in parts:
         # The kernel does not read the whole table anew while other partitions of the device are in use.
         run(["partx", "--add", "--nr", str(number), real])
     run(["udevadm", "settle", "--timeout=10"])
-    for number in sizes:
+    for number in parts:
         if not os.path.exists(f"/sys/class/block/{os.path.basename(partition_path(real, number))}/dev"):
             raise CephFailure(
                 f"{real}: no partition {number} came of {' '.join(command)} ({rc}: {out.strip()[-200:]})"

@@ -401,8 +401,19 @@ def test_a_failed_disk_is_replaced(cloudctl: Cloudctl, data: Callable[[], str]) 
     assert_deploy_changes_nothing()
 
 
+def test_room_on_a_journal_device() -> None:
+    """The part that the first disk left goes altogether: the next test's OSD gets one in the same room."""
+    node = min(homes(), key=lambda one: len(homes()[one]))
+    disk = run_on(node, "readlink -f /dev/disk/by-id/lab-journal1").strip()
+    free = {f"{disk}p1", f"{disk}p2"} - {item["journal"] for item in osds().values() if item["host"] == node}
+    assert len(free) == 1, free
+    number = free.pop()[-1]
+    run_on(node, f"sgdisk --delete={number} {disk} >/dev/null; partx --delete --nr {number} {disk}; true")
+    assert f"{disk.removeprefix('/dev/')}p{number}" not in run_on(node, "cat /proc/partitions").split()
+
+
 def test_a_disk_comes(cloudctl: Cloudctl, data: Callable[[], str]) -> None:
-    """Killed in the middle, and given again; the journal's free part is used."""
+    """Killed in the middle, and given again; the journal device's room is used."""
     whole, text, begin = data(), INVENTORY.read_text(), osds()
     node = min(homes(), key=lambda one: len(homes()[one]))
     used = {item["device"] for item in begin.values() if item["host"] == node}

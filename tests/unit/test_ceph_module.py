@@ -272,12 +272,42 @@ def test_names_of_partitions(real: str, path: str) -> None:
 
 def test_two_journals_share_an_empty_device_equally() -> None:
     free, new, problem = ceph.plan_slots(2 * GIB, [], 2, 0, 512 * MIB)
-    assert (free, new, problem) == ([], [1023 * MIB] * 2, "")
+    assert (free, new, problem) == ([], [(MIB, 1023 * MIB), (1024 * MIB, 1023 * MIB)], "")
 
 
 def test_a_journal_that_was_given_up_is_used_again() -> None:
     slots = [slot(1, MIB, 900 * MIB, "u1"), slot(2, 901 * MIB, 900 * MIB)]
     assert ceph.plan_slots(2 * GIB, slots, 1, 0, 512 * MIB) == ([slots[1]], [], "")
+
+
+def test_the_room_of_a_journal_whose_partition_is_gone_is_used_again() -> None:
+    slots = [slot(n, MIB + (n - 1) * 900 * MIB, 900 * MIB, f"u{n}") for n in (1, 3, 4)]
+    size = 3602 * MIB
+    assert ceph.plan_slots(size, slots, 1, 0, 512 * MIB) == ([], [(901 * MIB, 900 * MIB)], "")
+    assert ceph.plan_slots(size, slots[1:], 2, 0, 512 * MIB)[1] == [
+        (MIB, 900 * MIB), (901 * MIB, 900 * MIB)
+    ]  # fmt: skip
+    # behind them and between them; smaller ones where the rooms are too few
+    roomy = size + 500 * MIB
+    assert ceph.plan_slots(roomy, slots, 2, 0, 256 * MIB)[1] == [
+        (901 * MIB, 500 * MIB), (3601 * MIB, 500 * MIB)
+    ]  # fmt: skip
+    free, new, problem = ceph.plan_slots(roomy, slots, 2, 0, 512 * MIB)
+    assert (free, new) == ([], [])
+    assert "900 + 500 MiB are free on it, 2 journals of at least 512 MiB" in problem
+    full = [*slots, slot(2, 901 * MIB, 900 * MIB, "u2")]
+    assert "0 MiB are free on it" in ceph.plan_slots(size, full, 1, 0, 512 * MIB)[2]
+
+
+def test_a_partition_is_made_where_its_room_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(ceph.os.path, "exists", lambda _path: True)
+    monkeypatch.setattr(ceph.glob, "glob", lambda _pattern: [])
+    ceph.make_partitions(
+        "/dev/sdx", {2: (901 * MIB, 900 * MIB)}, FSID, lambda command: commands.append(command) or (0, "")
+    )
+    name = ceph.slot_name(FSID, 2)
+    assert commands[0] == ["sgdisk", "--new=2:901M:+900M", f"--change-name=2:{name}", "/dev/sdx"]
 
 
 @pytest.mark.parametrize(
@@ -299,14 +329,15 @@ def test_a_journal_device_that_is_too_small(
 @settings(deadline=None)
 @given(
     st.integers(0, 64), st.integers(1, 8), st.sampled_from([0, GIB, 3 * GIB]), st.sampled_from([MIB, GIB]),
-    st.lists(st.tuples(st.integers(1, 8), st.booleans()), max_size=4),
+    st.lists(st.tuples(st.integers(1, 8), st.sampled_from(["used", "free", "gap"])), max_size=4),
 )  # fmt: skip
 def test_journals_never_leave_their_device(
-    gib: int, wanted: int, journal_size: int, minimum: int, present: list[tuple[int, bool]]
+    gib: int, wanted: int, journal_size: int, minimum: int, present: list[tuple[int, str]]
 ) -> None:
     slots, end = [], MIB
-    for number, (size, used) in enumerate(present, start=1):
-        slots.append(slot(number, end, size * GIB, "u" if used else ""))
+    for number, (size, kind) in enumerate(present, start=1):
+        if kind != "gap":
+            slots.append(slot(number, end, size * GIB, "u" if kind == "used" else ""))
         end += size * GIB
     size = end + gib * GIB + MIB
     free, new, problem = ceph.plan_slots(size, slots, wanted, journal_size, minimum)
@@ -315,8 +346,13 @@ def test_journals_never_leave_their_device(
         return
     assert len(free) + len(new) == wanted
     assert not any(item["label"] for item in free)
-    assert end + sum(new) + MIB <= size
-    assert all(part >= max(minimum, journal_size) for part in new)
+    assert all(part >= max(minimum, journal_size) for _start, part in new)
+    held = [(item["start"], item["size"]) for item in slots]
+    at = MIB
+    for start, part in sorted([*held, *new]):  # none begins before the one before it has ended
+        assert start >= at and start % MIB == 0
+        at = start + part
+    assert at + MIB <= size
 
 
 def test_a_shared_journal_device_is_ours_by_its_partitions() -> None:
@@ -358,7 +394,7 @@ def test_each_osd_gets_a_journal_of_its_own() -> None:
         ["/dev/a", "/dev/b", "/dev/c"], ["/dev/x"] * 3, probes, FSID, 0, 512 * MIB
     )
     assert places == {"/dev/a": "/dev/x1", "/dev/b": "/dev/x3", "/dev/c": ("/dev/x", 2)}
-    assert list(new["/dev/x"]) == [2]
+    assert new["/dev/x"] == {2: (GIB + MIB, GIB - MIB)}
 
 
 def test_only_devices_of_the_named_osds_are_erased() -> None:
