@@ -51,13 +51,15 @@ class Plan:
 def edited(site: Site, node: str, osds: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
     """Return the inventory's text that names a node's OSDs, and which variables it sets. Changes nothing.
 
+    Without a variable to set the text is empty.
+
     Raises:
         ConfigError, MultiError: the text can't be edited, is refused, or another file wins over it.
     """
-    text, changes = read_text(site.path), names.variables(site.nodes[node], osds)
+    changes = names.variables(site.nodes[node], osds)
     if not changes:
-        return text, changes
-    text = set_variables(text, node, changes)
+        return "", changes
+    text = set_variables(read_text(site.path), node, changes)
     with future_site(site.path, text, f"osd-{os.getpid()}") as path:
         left = names.variables(load_site(path, with_secrets=False).nodes[node], osds)
         if not left:
