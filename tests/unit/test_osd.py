@@ -554,11 +554,28 @@ def test_what_the_inventory_says_must_be_in_force(
             assert caught.value.ref == "osd-inventory-overruled"
             assert str(caught.value.where).startswith("inventory/host_vars/osd01.yml:")
             assert "devices" in caught.value.message
+            with pytest.raises(ConfigError):  # nor does the step write
+                operate.write_lines(
+                    load_site(whole_site), "osd01", names.without(node(**said), said["devices"][:1])
+                )
         assert hosts.read_text() == changed
         assert not list((whole_site / ".cloudctl").glob("osd-*"))
     finally:
         hosts.write_text(text)
         other.unlink(missing_ok=True)
+
+
+def test_a_replacement_waits_until_others_have_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".cloudctl").mkdir()
+    seen = [three(1, pg_states={"stale+active+clean": 8}), three(1)]
+    monkeypatch.setattr(act, "read", lambda _site: seen.pop(0))
+    monkeypatch.setattr(act, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _s: None))
+    site: Any = SimpleNamespace(path=tmp_path, nodes={})
+    with pytest.raises(CheckFailed) as caught:
+        operate.plan_replace(site, 0, "/dev/new", print)
+    assert (caught.value.ref, seen) == ("osd-node-absent", [])
 
 
 @pytest.mark.parametrize(("device", "told"), [("/dev/b", True), ("/dev/disk/by-id/b", False)])
