@@ -14,12 +14,17 @@ from site_support import lab_site
 
 from cloudctl import osd
 from cloudctl.errors import ApplyFailed, CheckFailed, UsageError
+from cloudctl.errors import ApplyFailed, CheckFailed, Unreachable, UsageError
 from cloudctl.node import instances, journal, leave
+from cloudctl.node.future import future_site
 from cloudctl.node.instances import Compute, Guest, Migration, forgotten, refuse_immovable, way_of
 from cloudctl.node.join import Change
 from cloudctl.node.others import Work
 from cloudctl.osd import remote
 from cloudctl.osd.cluster import Cluster, Osd, Pool
+from cloudctl.operations.call import Answers
+from cloudctl.power import drivers
+from cloudctl.power.drivers import OFF, ON, UNKNOWN
 from cloudctl.site.edit_inventory import add_host
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Interface, Node, Site
@@ -101,6 +106,122 @@ def test_how_instances_leave() -> None:
     ways = {status: way_of(Guest("", "", "", status)) for status in ("ACTIVE", "PAUSED", "SHUTOFF", "ERROR")}
     assert ways == {"ACTIVE": "live", "PAUSED": "live", "SHUTOFF": "cold", "ERROR": ""}
     assert way_of(Guest("", "", "", "SHELVED_OFFLOADED")) == "gone"
+
+
+# -- a dead node is off, really ------------------------------------------------------------------
+
+
+class Network:
+    """Controllers that ping: what they say by name, ``off`` where they do not answer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, site: Site, power: str = UNKNOWN) -> None:
+        self.site, self.alive_on, self.bare, self.silent = site, set[str](), set[str](), set[str]()
+        self.asked: list[set[str]] = []
+        driver = SimpleNamespace(states=lambda nodes: dict.fromkeys(nodes, power))
+        monkeypatch.setattr(drivers, "power_driver", lambda site: driver)
+        monkeypatch.setattr(leave, "ping", lambda address: False)
+        monkeypatch.setattr(leave.socket, "create_connection", self.refuse)
+        monkeypatch.setattr(leave, "call", self.call)
+
+    def refuse(self, *_: Any, **__: Any) -> None:
+        raise OSError
+
+    def call(self, site: Path, module: str, nodes: Any) -> Answers:
+        self.asked.append(set(nodes))
+        answers = Answers()
+        for name, arguments in nodes.items():
+            if name in self.silent:
+                answers.failed[name] = Unreachable("node-unreachable", "no answer", where=name)
+                continue
+            told = [
+                {
+                    **peer,
+                    "configured": name not in self.bare,
+                    "full": False,
+                    "small": None if name in self.bare else peer["network"] in self.alive_on,
+                }
+                for peer in arguments["peers"]
+            ]
+            answers.ok[name] = {"ansible_facts": {"cloudctl_ping": told}}
+        return answers
+
+    def refused(self, name: str = "compute02") -> CheckFailed | None:
+        change = Change(self.site, self.site, [name], {}, {}, None)
+        node = self.site.nodes[name]
+        leaving = leave.Leaving(self.site, node, ["compute"], change, True, lambda text: None, World({}))
+        try:
+            leaving._refuse_alive()
+        except CheckFailed as error:
+            return error
+        return None
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Site:
+    """A site of three controllers and two compute nodes."""
+    path = lab_site(tmp_path / "three")
+    text = add_host((path / HOSTS).read_text(), "compute", "compute02", {"ansible_host": "10.10.10.22"})
+    for number in (2, 3):
+        address = {"ansible_host": f"10.10.10.1{number}"}
+        text = add_host(text, "control", f"ctl0{number}", address)
+    (path / HOSTS).write_text(text)
+    return load_site(path)
+
+
+def test_a_node_is_dead_where_controllers_have_tried_every_network(
+    three: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Network(monkeypatch, three)
+    assert network.refused() is None
+    assert network.asked == [{"ctl01", "ctl02", "ctl03"}], "all in one call"
+    network.silent = {"ctl01"}
+    assert network.refused() is None, "the others have tried"
+    network.alive_on = {"storage"}
+    error = network.refused()
+    assert error is not None and error.ref == "node-alive" and "network storage" in error.message
+
+
+def test_a_node_whose_state_nobody_knows_is_not_dead(three: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, three)
+    network.silent = {"ctl01", "ctl02", "ctl03"}
+    error = network.refused()
+    assert error is not None and error.ref == "node-unknown-state"
+    assert "management, storage, tenant" in error.message and "ctl02" in error.message
+    # A controller without its port has tried nothing.
+    network.silent, network.bare = {"ctl01"}, {"ctl02", "ctl03"}
+    error = network.refused()
+    assert error is not None and error.ref == "node-unknown-state"
+    network.bare = {"ctl02"}
+    assert network.refused() is None
+
+
+def test_the_power_control_knows_it_better(three: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, three, OFF)
+    network.silent = {"ctl01", "ctl02", "ctl03"}
+    assert network.refused() is None
+    network.silent, network.alive_on = {"ctl01"}, {"storage"}
+    error = network.refused()
+    assert error is not None and error.ref == "node-alive", "another machine has its address"
+    error = Network(monkeypatch, three, ON).refused()
+    assert error is not None and "its power is on" in error.message
+
+
+def test_a_network_without_controllers_is_tried_by_the_others_that_have_it(site: Site) -> None:
+    text = add_host(
+        (site.path / HOSTS).read_text(),
+        "storage",
+        "osd02",
+        {"ansible_host": "10.10.10.212", "devices": ["/dev/vdb"]},
+    )
+    with future_site(site.path, text) as path:
+        two = load_site(path)
+    asked = leave.witnesses(two, two.nodes["osd02"])
+    assert {name: [peer["network"] for peer in peers] for name, peers in asked.items()} == {
+        "ctl01": ["management", "storage"], "osd01": ["replication"],
+    }  # fmt: skip
+    assert leave.untried(asked, []) == ["management", "replication", "storage"]
+    # Nobody can say anything of a network that only the node itself has.
+    assert "replication" not in leave.untried(leave.witnesses(site, site.nodes["osd01"]), [])
 
 
 # -- instances on their way ----------------------------------------------------------------------

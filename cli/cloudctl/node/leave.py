@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from cloudctl.engine.render import COMPOSE_PATH, CONFIG_ROOT
 from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, Unreachable, UsageError
 from cloudctl.node.enroll import KNOWN_HOSTS
 from cloudctl.node.instances import Compute, refuse_immovable, way_of
-from cloudctl.node.inventory import read_text, tidied, write_text
+from cloudctl.node.inventory import WAITING, read_text, tidied, write_text
 from cloudctl.node.join import Change, tell
 from cloudctl.operations.call import call
 from cloudctl.operations.deploying import deploy
@@ -84,6 +84,32 @@ def with_heir(text: str, name: str, heir: str) -> str:
         ConfigError: the group can't be edited.
     """
     return swap_member(text, MONITORS, name, heir) if heir and name in names_in(text, MONITORS) else text
+
+
+def witnesses(site: Site, node: Node) -> dict[str, list[dict[str, Any]]]:
+    """Return by other node what it pings to learn whether a node is alive. Pure.
+
+    Every controller on every network of the node; where no controller has a port, all others that have one.
+    """
+    networks = {port.network: port.address for port in node.interfaces.values() if port.address}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for network, address in {"management": node.address, **networks}.items():
+        others = [
+            other for other in site.nodes.values() if other.name != node.name and WAITING not in other.groups
+        ]
+        able = [other for other in others if other.address_on(network)]
+        for other in [other for other in able if "control" in other.groups] or able:
+            peer = {"network": network, "node": node.name, "address": address, "mtu": 1500}
+            found.setdefault(other.name, []).append({**peer, "source": other.address_on(network)})
+    return found
+
+
+def untried(
+    asked: Mapping[str, Sequence[Mapping[str, Any]]], tried: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return the networks on which nobody that was asked could try: silence says nothing there. Pure."""
+    done = {peer["network"] for peer in tried if peer["configured"]}
+    return sorted({peer["network"] for peers in asked.values() for peer in peers} - done)
 
 
 def without_host_key(known: str, node: Node) -> str:
@@ -164,7 +190,10 @@ class Leaving:
 
     def _refuse_alive(self) -> None:
         """Two machines that write the same disk destroy it: what is called dead must be off."""
-        signs = []
+        from cloudctl.power.drivers import OFF, ON
+
+        power = self._power()
+        signs = ["its power is on"] if power == ON else []
         if ping(self.node.address):
             signs.append(f"{self.node.address} answers pings")
         try:
@@ -172,38 +201,37 @@ class Leaving:
                 signs.append("its SSH server answers")
         except OSError:
             pass
-        signs += self._other_signs()
+        asked = witnesses(self.site, self.node)
+        answers = call(
+            self.site.path, "cloudctl_ping", {name: {"peers": peers} for name, peers in asked.items()}
+        )
+        tried = [peer for answer in answers.ok.values() for peer in answer["ansible_facts"]["cloudctl_ping"]]
+        heard = {peer["network"] for peer in tried if peer["full"] or peer["small"]}
+        signs += [f"it answers on network {network}" for network in sorted(heard)]
         if signs:
             raise CheckFailed(
                 "node-alive", f"{self.name} is not dead: {', '.join(signs)}", where=self.name,
                 hint=f"without --dead its work is moved away first; else switch {self.name} off, really",
             )  # fmt: skip
+        unknown = untried(asked, tried)
+        if unknown and power != OFF:
+            silent = f" ({', '.join(sorted(answers.failed))} did not answer)" if answers.failed else ""
+            raise CheckFailed(
+                "node-unknown-state",
+                f"nobody could try whether {self.name} is off on network {', '.join(unknown)}{silent}",
+                where=self.name,
+                hint="a controller (or another node with a port there) must be able to try: mend that, "
+                "then the same command goes on",
+            )
 
-    def _other_signs(self) -> list[str]:
-        """Ask the power control, and a controller on the other networks."""
-        from cloudctl.power.drivers import ON, power_driver
+    def _power(self) -> str:
+        """Return what the power control says of the node."""
+        from cloudctl.power.drivers import UNKNOWN, power_driver
 
-        signs = []
         try:
-            if power_driver(self.site).states([self.name]).get(self.name) == ON:
-                signs.append("its power is on")
+            return power_driver(self.site).states([self.name]).get(self.name, UNKNOWN)
         except CloudctlError:
-            pass
-        asker = self.site.group("control")[0]
-        peers = [
-            {
-                "network": port.network, "node": self.name, "source": source, "address": port.address,
-                "mtu": 1500,
-            }
-            for port in self.node.interfaces.values()
-            if port.address and (source := asker.address_on(port.network))
-        ]  # fmt: skip
-        answers = call(self.site.path, "cloudctl_ping", {asker.name: {"peers": peers}})
-        facts = answers.ok.get(asker.name, {}).get("ansible_facts") or {}
-        for peer in facts.get("cloudctl_ping") or []:
-            if peer["full"] or peer["small"]:
-                signs.append(f"it answers on network {peer['network']}")
-        return signs
+            return UNKNOWN
 
     def _check_compute(self) -> str:
         guests = [guest for guest in self.compute.guests(self.name) if way_of(guest) != "gone"]
