@@ -10,12 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from site_support import lab_site
 
 from cloudctl import osd
 from cloudctl.errors import ApplyFailed, CheckFailed, UsageError
+from cloudctl.commands import node as node_command
 from cloudctl.errors import ApplyFailed, CheckFailed, Unreachable, UsageError
-from cloudctl.node import instances, journal, leave
+from cloudctl.node import enroll, instances, join, journal, leave
 from cloudctl.node.future import future_site
 from cloudctl.node.instances import Compute, Guest, Migration, forgotten, refuse_immovable, way_of
 from cloudctl.node.join import Change
@@ -23,6 +25,7 @@ from cloudctl.node.others import Work
 from cloudctl.osd import remote
 from cloudctl.osd.cluster import Cluster, Osd, Pool
 from cloudctl.operations.call import Answers
+from cloudctl.operations.steps import Journal
 from cloudctl.power import drivers
 from cloudctl.power.drivers import OFF, ON, UNKNOWN
 from cloudctl.site.edit_inventory import add_host
@@ -30,12 +33,13 @@ from cloudctl.site.load import load_site
 from cloudctl.site.model import Interface, Node, Site
 
 HOSTS = "inventory/hosts.yml"
+COMPUTE = {"ansible_host": "10.10.10.22"}
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     path = lab_site(tmp_path_factory.mktemp("site"))
-    text = add_host((path / HOSTS).read_text(), "compute", "compute02", {"ansible_host": "10.10.10.22"})
+    text = add_host((path / HOSTS).read_text(), "compute", "compute02", COMPUTE)
     (path / HOSTS).write_text(text)
     return load_site(path)
 
@@ -160,7 +164,7 @@ class Network:
 def three(tmp_path: Path) -> Site:
     """A site of three controllers and two compute nodes."""
     path = lab_site(tmp_path / "three")
-    text = add_host((path / HOSTS).read_text(), "compute", "compute02", {"ansible_host": "10.10.10.22"})
+    text = add_host((path / HOSTS).read_text(), "compute", "compute02", COMPUTE)
     for number in (2, 3):
         address = {"ansible_host": f"10.10.10.1{number}"}
         text = add_host(text, "control", f"ctl0{number}", address)
@@ -594,3 +598,74 @@ def test_a_dead_node_leaves_the_orchestrator_whatever_that_believes(
     leaving = leave.Leaving(site, node, ["storage"], change, True, lambda text: None, World({}), "")
     leaving.forget_host()
     assert asked == expected
+# -- a removal that was interrupted after the inventory had lost the node --------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A site of its own whose deploys are counted in ``deploys``."""
+    path = lab_site(tmp_path / "own")
+    (path / "known_hosts").write_text("10.10.10.214,osd04 ssh-ed25519 A\n10.10.10.11,ctl01 ssh-ed25519 B\n")
+    monkeypatch.setattr(leave, "deploy", lambda site: deployed(site))
+    return path
+
+
+def deployed(site: Path) -> Any:
+    with (site / "deploys").open("a") as stream:
+        stream.write("x")
+    return SimpleNamespace(changed=[])
+
+
+def run(site: Path, *arguments: str) -> Any:
+    return CliRunner().invoke(node_command.command, [*arguments, "--output", "json"], obj=site)
+
+
+def test_the_same_command_goes_on_when_the_inventory_has_lost_the_node(own: Path) -> None:
+    state = journal.begin(own, journal.REMOVE, {"osd04": "dead"})
+    state.keep(monitor="ctl01", address="10.10.10.214", port=None)
+    state.mark("settle", "done")
+    state.mark("monitor", "begun")
+    dry = run(own, "remove", "osd04", "--dead", "--dry-run")
+    assert dry.exception is None and journal.leaving(own) == ["osd04"], dry.exception
+    result = run(own, "remove", "osd04", "--dead")
+    assert result.exception is None, result.exception
+    assert [step["name"] for step in json.loads(result.stdout)["steps"]] == ["settle", "monitor"]
+    assert (own / "deploys").read_text() == "x"
+    assert (own / "known_hosts").read_text() == "10.10.10.11,ctl01 ssh-ed25519 B\n"
+    assert journal.leaving(own) == [] and not Journal(own, journal.REMOVE).open
+    # Now it is like any other name that nobody knows.
+    assert run(own, "remove", "osd04").exception.ref == "node-unknown"
+
+
+def test_a_removal_that_another_one_came_after_ends_too(own: Path) -> None:
+    journal.begin(own, journal.REMOVE, {"osd04": "dead"}).keep(monitor="ctl01")
+    other = journal.begin(own, journal.REMOVE, {"osd05": "alive"})
+    other.keep(monitor="ctl02")
+    assert run(own, "remove", "osd04").exception is None
+    assert not (own / "deploys").exists(), "the other one's monitor is not its"
+    assert journal.leaving(own) == ["osd05"]
+    assert Journal(own, journal.REMOVE).open and Journal(own, journal.REMOVE).facts["monitor"] == "ctl02"
+
+
+def test_a_machine_that_comes_again_is_not_leaving(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal.begin(own, journal.REMOVE, {"osd04": "dead"})
+
+    def enrolled(site: Site, requests: Any, **_: Any) -> enroll.Result:
+        contact = enroll.Contact(requests[0], None, "ssh-ed25519", "AAAA")
+        return enroll.Result([enroll.Enrolled(contact)], {})
+
+    monkeypatch.setattr(enroll, "enroll", enrolled)
+    result = run(own, "enroll", "osd04", "--address", "10.10.10.214", "--yes")
+    assert result.exception is None and journal.leaving(own) == [], result.exception
+    # One that somebody wrote into the inventory by hand.
+    journal.begin(own, journal.REMOVE, {"compute02": "dead"})
+    text = add_host((own / HOSTS).read_text(), "newnodes", "compute02", COMPUTE | {"role": "compute"})
+    (own / HOSTS).write_text(text)
+    for name, answer in (("check", ""), ("describe", [])):
+        monkeypatch.setattr(join.Joining, name, lambda self, answer=answer: answer)
+    monkeypatch.setattr(
+        join, "change_of", lambda before, after, names: Change(before, after, names, {}, {}, None)
+    )
+    monkeypatch.setattr(join, "build", lambda joining, computes: [])
+    result = run(own, "add", "compute02", "--yes")
+    assert result.exception is None and journal.leaving(own) == [], result.exception

@@ -95,6 +95,7 @@ def enroll_command(
     secrets = [*site.secrets.items(), *([("node_password", password)] if password else [])]
     console = Console(output, masker=Masker.for_secrets(dict(secrets)))
     # Loading these takes a moment: not for a command line that is wrong.
+    from cloudctl.node import journal
     from cloudctl.node.enroll import Request, enroll, read_requests
 
     default = Request(name or "", address or "", role or "", user, password, fingerprint)
@@ -121,6 +122,8 @@ def enroll_command(
             return click.confirm(f"Is this the host key of {contact.request.name}?", err=True)
 
         result = enroll(site, requests, confirm=confirm, say=say)
+        for entry in result.done:
+            journal.drop(site_path, journal.REMOVE, entry.contact.request.name)
         record.changed([{"node": entry.contact.request.name, "action": "enroll"} for entry in result.done])
         _show_enrolled(console, result, requests)
         _raise(list(result.failed.values()))
@@ -375,6 +378,8 @@ def add_command(site_path: Path, names: tuple[str, ...], dry_run: bool, yes: boo
             steps = join.build(joining, computes)
             outcomes = execute(steps, state, announce=reporter.announce, report=reporter.report)
             journal.end(state)
+            for name in roles:
+                journal.drop(site_path, journal.REMOVE, name)
             ready = time.monotonic() - began
             reporter.line("removing what was made to try them")
         finally:
@@ -487,6 +492,9 @@ def remove_command(site_path: Path, name: str, dead: bool, dry_run: bool, yes: b
     from cloudctl.site.edit_inventory import remove_host
 
     site, console = _load(site_path, output)
+    if name not in site.nodes and name in journal.leaving(site_path):
+        _end_removal(site_path, name, console, dry_run=dry_run)
+        return
     node = _known(site, name)
     leave.refuse_indispensable(site, node)
     joining = journal.joining(site_path).get(name)
@@ -537,7 +545,7 @@ def remove_command(site_path: Path, name: str, dead: bool, dry_run: bool, yes: b
         if not continued:
             confirm(f"remove {name}", describe(steps), console, yes=yes)
         state = journal.begin(site_path, journal.REMOVE, {name: "dead" if dead else "alive"})
-        state.keep(monitor=leaving.heir)
+        state.keep(monitor=leaving.heir, address=node.address, port=node.vars.get("ansible_port"))
         outcomes = execute(steps, state, announce=reporter.announce, report=reporter.report)
         journal.end(state)
         journal.drop(site_path, journal.ADD, name)
@@ -550,3 +558,39 @@ def remove_command(site_path: Path, name: str, dead: bool, dry_run: bool, yes: b
             **leaving.report,
         }
         console.result(data, f"Removed {name} in {duration(seconds)}; cloudctl status shows the cloud.")
+
+
+def _end_removal(site_path: Path, name: str, console: Console, *, dry_run: bool) -> None:
+    """Go on with a removal that was interrupted after the inventory had lost the node."""
+    from cloudctl.node import journal, leave
+
+    began = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(SiteLock(site_path, "node remove"))
+        record = None
+        if not dry_run:
+            record = stack.enter_context(
+                RunRecord(site_path, "node remove", sys.argv[1:], mask=console.masker.mask)
+            )
+        reporter = Reporter(console, record)
+        state = Journal(site_path, journal.REMOVE)
+        # Another node's removal may have begun since then, and have overwritten what was known of this one.
+        facts = state.facts if name in (state.facts.get("nodes") or {}) else {}
+        port = {"ansible_port": facts["port"]} if facts.get("port") else {}
+        node = Node(name, (), str(facts.get("address") or name), vars=port)
+        steps = leave.rest(site_path, node, str(facts.get("monitor") or ""))
+        if dry_run:
+            lines = describe(steps)
+            console.result(
+                {"dry_run": True, "node": name, "steps": as_plan(steps)}, lambda: _lines(console, lines)
+            )
+            return
+        outcomes = execute(steps, state, announce=reporter.announce, report=reporter.report)
+        journal.drop(site_path, journal.REMOVE, name)
+        journal.drop(site_path, journal.ADD, name)
+        data = {
+            "removed": name,
+            "seconds": round(time.monotonic() - began, 1),
+            "steps": [outcome.as_dict() for outcome in outcomes],
+        }
+        console.result(data, f"Removed {name}; cloudctl status shows the cloud.")

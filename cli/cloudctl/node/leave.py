@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cloudctl.ceph.desired import mon_nodes
@@ -22,7 +23,7 @@ from cloudctl.node.inventory import WAITING, read_text, tidied, write_text
 from cloudctl.node.join import Change, tell
 from cloudctl.operations.call import call
 from cloudctl.operations.deploying import deploy
-from cloudctl.operations.steps import Step
+from cloudctl.operations.steps import Journal, Step
 from cloudctl.osd.cluster import Cluster, Osd
 from cloudctl.osd.forecast import Forecast, forecast, lost
 from cloudctl.runs.record import write_atomically
@@ -129,6 +130,13 @@ def what_leaves(cluster: Cluster, own: Collection[Osd]) -> Forecast | None:
         return forecast(cluster, holding)
     problems = lost(cluster) if any(not osd.up for osd in own) else []
     return Forecast(problems=problems) if problems else None
+
+
+def forget_host_key(site: Path, node: Node) -> None:
+    """Take a node's lines out of the site's known_hosts."""
+    known = site / KNOWN_HOSTS
+    if known.exists():
+        write_atomically(known, without_host_key(known.read_text(encoding="utf-8"), node), mode=0o644)
 
 
 @dataclass
@@ -407,12 +415,31 @@ class Leaving:
         except UsageError:
             return "it was gone already"
         write_text(path, tidied(path, text))
-        known = path / KNOWN_HOSTS
-        if known.exists():
-            write_atomically(
-                known, without_host_key(known.read_text(encoding="utf-8"), self.node), mode=0o644
-            )
+        forget_host_key(path, self.node)
         return f"{self.name} is gone"
+
+
+def rest(site: Path, node: Node, heir: str) -> list[Step]:
+    """Return what may be left to do for a node that the inventory does not name any more.
+
+    Args:
+        site: the site's directory.
+        node: as far as the interrupted run wrote it down.
+        heir: who got its monitor in the inventory; empty: it held none.
+    """
+
+    def forget(journal: Journal) -> str:
+        forget_host_key(site, node)
+        return "known_hosts does not know it"
+
+    def tell_monitors(journal: Journal) -> str:
+        return f"{heir} holds it; {len(deploy(site).changed)} changes in the cloud"
+
+    steps = [Step("settle", "the inventory", forget, every_time=True)]
+    if heir:
+        title = f"its Ceph monitor goes to {heir}"
+        steps.append(Step("monitor", title, tell_monitors, [heir], ["cloudctl deploy"], every_time=True))
+    return steps
 
 
 def build(leaving: Leaving) -> list[Step]:
