@@ -28,7 +28,8 @@ from cloudctl.operations.call import Answers
 from cloudctl.operations.steps import Journal
 from cloudctl.power import drivers
 from cloudctl.power.drivers import OFF, ON, UNKNOWN
-from cloudctl.site.edit_inventory import add_host
+from cloudctl.runner import RunResult
+from cloudctl.site.edit_inventory import add_host, remove_host
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Interface, Node, Site
 
@@ -598,6 +599,26 @@ def test_a_dead_node_leaves_the_orchestrator_whatever_that_believes(
     leaving = leave.Leaving(site, node, ["storage"], change, True, lambda text: None, World({}), "")
     leaving.forget_host()
     assert asked == expected
+def test_a_controller_that_is_off_does_not_keep_a_node_from_leaving(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with future_site(site.path, remove_host((site.path / HOSTS).read_text(), "compute02")) as path:
+        change = join.change_of(site, load_site(path), ["compute02"])
+        assert change.others["ctl01"].jobs, "it finds the compute nodes anew"
+        off = {"host": "ctl01", "unreachable": True, "task": "t", "msg": "no route to host"}
+        monkeypatch.setattr(join, "run_playbook", lambda *_, **__: RunResult(rc=4, failures=[off]))
+        node = site.nodes["compute02"]
+        leaving = leave.Leaving(site, node, ["compute"], change, True, lambda text: None, World({}))
+        assert leaving.tell().endswith("; not reached, a deploy does the rest: ctl01")
+        # A node that comes is not complete without it.
+        with pytest.raises(Unreachable):
+            join.tell(change, lambda text: None)
+        wrong = off | {"unreachable": False}
+        monkeypatch.setattr(join, "run_playbook", lambda *_, **__: RunResult(rc=2, failures=[wrong]))
+        with pytest.raises(ApplyFailed):
+            leaving.tell()
+
+
 # -- a removal that was interrupted after the inventory had lost the node --------------------------
 
 

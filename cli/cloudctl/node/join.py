@@ -102,7 +102,11 @@ def change_of(before: Site, after: Site, names: Sequence[str], without: Sequence
 
 
 def tell(
-    change: Change, say: Say, extra: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+    change: Change,
+    say: Say,
+    extra: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    *,
+    patient: bool = False,
 ) -> list[str]:
     """Do the others' work, on all of them at the same time, with one connection each.
 
@@ -110,6 +114,7 @@ def tell(
         change: what there is to do.
         say: told what is done.
         extra: by node, more calls of modules, after its own work.
+        patient: jobs may wait, too, for the deploy that tells a node that cannot be reached now.
 
     Returns:
         The nodes that could not be reached; a deploy tells them later.
@@ -120,7 +125,7 @@ def tell(
     calls: dict[str, list[Mapping[str, Any]]] = {
         node: [call_of(node, work, change.specs[node])] for node, work in change.others.items() if work
     }
-    needed = {node for node, work in change.others.items() if work.jobs}
+    needed = {node for node, work in change.others.items() if work.jobs and not patient}
     for node, more in (extra or {}).items():
         calls.setdefault(node, []).extend(more)
         needed.add(node)

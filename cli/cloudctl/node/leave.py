@@ -401,10 +401,11 @@ class Leaving:
 
     def tell(self) -> str:
         """Tell the others."""
-        unreached = tell(self.change, self.say)
+        # One that is off just now may be lost, too, and its own replacement wait for this removal.
+        unreached = tell(self.change, self.say, patient=True)
         told = [node for node, work in self.change.others.items() if work and node not in unreached]
         text = f"told {len(told)} nodes, one call each"
-        return text + (f"; not reached, a deploy tells them: {', '.join(unreached)}" if unreached else "")
+        return text + (f"; not reached, a deploy does the rest: {', '.join(unreached)}" if unreached else "")
 
     def settle(self) -> str:
         """Take the node out of the inventory and of known_hosts."""
