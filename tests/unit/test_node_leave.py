@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from cloudctl.osd.cluster import Cluster, Osd, Pool
 from cloudctl.operations.call import Answers
 from cloudctl.operations.steps import Journal
 from cloudctl.power import drivers
+from cloudctl.power import guests as guests_module
 from cloudctl.power.drivers import OFF, ON, UNKNOWN
 from cloudctl.runner import RunResult
 from cloudctl.site.edit_inventory import add_host, remove_host
@@ -617,6 +619,99 @@ def test_a_controller_that_is_off_does_not_keep_a_node_from_leaving(
         monkeypatch.setattr(join, "run_playbook", lambda *_, **__: RunResult(rc=2, failures=[wrong]))
         with pytest.raises(ApplyFailed):
             leaving.tell()
+
+
+# -- the end of its services -----------------------------------------------------------------------
+
+
+class Shell:
+    """A node whose programs only write down that they were called; those in ``fails`` end with an error."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bin, self.log = path / "bin", path / "log"
+        self.bin.mkdir()
+        (self.bin / "sh").symlink_to("/bin/sh")
+        (path / "compose.yml").touch()
+        self.answer: dict[str, Any] = {"rc": 0, "stdout": "", "stderr": ""}
+        for name in ("docker", "rm", "nft", "cephadm", "pgrep", "virsh"):
+            self.program(name)
+        monkeypatch.setattr(leave, "COMPOSE_PATH", str(path / "compose.yml"))
+        monkeypatch.setattr(leave, "call", self.call)
+        monkeypatch.setattr(guests_module, "run_in", lambda *_, **__: ({"compute02": self.answer}, {}))
+
+    def program(self, name: str, end: str = "") -> None:
+        (self.bin / name).unlink(missing_ok=True)
+        (self.bin / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {self.log}\n{end}\n')
+        (self.bin / name).chmod(0o755)
+
+    def run(self, argv: list[str]) -> str:
+        done = subprocess.run(argv, env={"PATH": str(self.bin)}, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    def call(self, site: Path, module: str, nodes: Any, *, changing: bool) -> Answers:
+        return Answers({name: {"stdout": self.run(arguments["argv"])} for name, arguments in nodes.items()})
+
+    def called(self) -> list[str]:
+        return [line.split()[0] for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    return Shell(tmp_path, monkeypatch)
+
+
+def leaving_of(site: Site, roles: list[str], ceph: dict[str, str] | None = None) -> leave.Leaving:
+    change = Change(site, site, ["compute02"], {}, {}, ceph)
+    return leave.Leaving(site, site.nodes["compute02"], roles, change, False, lambda text: None, World({}))
+
+
+def test_the_end_of_the_services_is_told_only_where_they_have_ended(site: Site, shell: Shell) -> None:
+    leaving = leaving_of(site, ["storage"])
+    shell.program("docker", "echo cannot connect to the engine >&2; exit 1")
+    with pytest.raises(ApplyFailed, match="cannot connect to the engine") as caught:
+        leaving.stop_services()
+    assert caught.value.ref == "services-not-ended" and caught.value.where == "compute02"
+    assert shell.called() == ["docker"], "what the next try needs is still there"
+    shell.program("docker")
+    leaving.stop_services()
+    assert shell.called() == ["docker", "docker", "rm", "nft"]
+
+
+def test_guests_are_looked_for_where_their_hypervisor_does_not_run(site: Site, shell: Shell) -> None:
+    leaving = leaving_of(site, ["compute"])
+    shell.answer = {"rc": 125, "stdout": "", "stderr": "no container runs here"}
+    shell.program("pgrep", "echo 4711; echo 4712")
+    with pytest.raises(ApplyFailed, match="2 guests still run on compute02: process 4711, process 4712"):
+        leaving.stop_services()
+    shell.program("pgrep", "exit 3")
+    with pytest.raises(ApplyFailed) as caught:
+        leaving.stop_services()
+    assert caught.value.ref == "hypervisor-silent" and "docker" not in shell.called()
+    shell.program("pgrep", "exit 1")
+    leaving.stop_services()
+    assert "docker" in shell.called()
+
+
+@pytest.mark.parametrize("code", [124, 1])
+def test_a_hypervisor_that_does_not_answer_is_not_without_guests(site: Site, shell: Shell, code: int) -> None:
+    shell.answer = {"rc": code, "stdout": "", "stderr": "no end within 60 s"}
+    with pytest.raises(ApplyFailed, match="no end within 60 s") as caught:
+        leaving_of(site, ["compute"]).stop_services()
+    assert caught.value.ref == "hypervisor-silent" and shell.called() == []
+
+
+def test_guests_of_which_the_hypervisor_cannot_tell_the_state_count_as_running(shell: Shell) -> None:
+    listing = ["sh", "-c", guests_module.LIST_GUESTS]
+    one = (
+        "if [ $1 = list ]; then echo u1; echo u2; elif [ $3 = u1 ]; then echo 'shut off (x)'; else exit 1; fi"
+    )
+    shell.program("virsh", one)
+    found = guests_module.parse_domains(shell.run(listing))
+    assert [uuid for uuid, state in found.items() if guests_module.is_running(state)] == ["u2"]
+    assert set(found) == {"u1", "u2"}
+    shell.program("virsh", "exit 1")
+    with pytest.raises(subprocess.CalledProcessError):
+        shell.run(listing)
 
 
 # -- a removal that was interrupted after the inventory had lost the node --------------------------

@@ -28,6 +28,11 @@ PER_HOST = 8
 START_TIMEOUT = 300.0
 """Seconds for an instance to run again."""
 LEFT_TIMEOUT = 30
+NO_CONTAINER = 125
+LIST_GUESTS = (
+    "ids=$(virsh list --all --uuid) || exit; for id in $ids; do"
+    ' state=$(virsh domstate --reason "$id") || state=unknown; echo "$id $state"; done'
+)
 """Seconds that a guest which the API does not stop gets to end by itself."""
 RUNNING = 1
 
@@ -99,11 +104,23 @@ def domains(
 ) -> tuple[dict[str, dict[str, str]], dict[str, CloudctlError]]:
     """Return by compute node and guest (the instance's id) its state with the reason: ``running (booted)``.
 
-    A node whose hypervisor does not run has no guests to tell.
+    A node whose hypervisor does not run is in neither: it has nothing to tell.
+
+    Returns:
+        The guests of nodes that told them, and why others did not: silence does not mean that nothing runs.
     """
-    script = 'for id in $(virsh list --all --uuid); do echo "$id $(virsh domstate --reason "$id")"; done'
-    answers, failed = run_in(site, computes, HYPERVISOR, ["sh", "-c", script], timeout=60)
-    return {node: parse_domains(answer["stdout"]) for node, answer in answers.items()}, failed
+    answers, failed = run_in(site, computes, HYPERVISOR, ["sh", "-c", LIST_GUESTS], timeout=60)
+    found: dict[str, dict[str, str]] = {}
+    for node, answer in answers.items():
+        if answer["rc"] == 0:
+            found[node] = parse_domains(answer["stdout"])
+        elif answer["rc"] != NO_CONTAINER:
+            said = answer["stderr"].strip() or f"it ended with {answer['rc']}"
+            failed[node] = ApplyFailed(
+                "hypervisor-silent", f"the hypervisor does not tell its guests: {said[-300:]}", where=node,
+                hint="see the log of its container there; then the same command again",
+            )  # fmt: skip
+    return found, failed
 
 
 def parse_domains(text: str) -> dict[str, str]:
