@@ -124,6 +124,10 @@ engine:
   description: Whether the container engine runs.
   returned: always
   type: bool
+installed:
+  description: Whether there is a container engine, be it off.
+  returned: with the action read
+  type: bool
 boot:
   description: The kernel's id of this start of the node.
   returned: always
@@ -222,6 +226,12 @@ def engine_runs():
     """Whether the container engine runs. Its socket is not touched before: that would start it."""
     code, text, _ = run(["systemctl", "is-active", "docker.service"], 30)
     return text.strip() in ("active", "activating", "reloading") or (code == 127 and os.path.exists(SOCKET))
+
+
+def engine_installed():
+    """Whether there is a container engine: one that is off may hold whatever it ran."""
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return bool(shutil.which("dockerd", path=path)) or engine_runs()
 
 
 def describe(item):
@@ -690,6 +700,8 @@ def act(params):
         return {**answer, "changed": True, "changed_names": done, "engine": False, "containers": {}}
     if action in ("read", "ceph_stop", "ceph_start"):
         answer["ceph"] = read_ceph()
+    if action == "read":
+        answer["installed"] = engine_installed()
     answer["engine"] = engine_runs()
     answer["containers"] = read_containers() if action in ("read", "stop", "start", "restart") else {}
     return {**answer, "changed": bool(done), "changed_names": done, "absent": absent}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,7 @@ from cloudctl.errors import CheckFailed, CloudctlError, ConfigError, MultiError,
 from cloudctl.lab import nodes as lab_nodes
 from cloudctl.lab import sitedir
 from cloudctl.lab.topology import topology
+from cloudctl.node import enroll
 from cloudctl.node_replace import ceph, decide, machine, world
 from cloudctl.node_replace.decide import Cluster
 from cloudctl.node_replace.journal import open_journal, replacing
@@ -158,6 +161,15 @@ def test_a_machine_that_is_alive_or_not_fresh_is_refused() -> None:
         decide.check_machine("ctl02", "10.10.10.12", decide.ITSELF, [], ["c"])
     assert caught.value.ref == "node-not-fresh"
     decide.check_machine("ctl02", "10.10.10.12", decide.ITSELF, [], [])
+
+
+def test_a_machine_with_the_old_host_key_must_tell_what_it_carries() -> None:
+    for answer in ({"engine": True, "installed": True}, {"engine": False, "installed": False}):
+        decide.check_told("ctl02", "10.10.10.12", answer, "")
+    for silent, why in ((None, "no space left"), ({"engine": False, "installed": True}, "does not run")):
+        with pytest.raises(CheckFailed, match=why) as caught:
+            decide.check_told("ctl02", "10.10.10.12", silent, "no space left")
+        assert caught.value.ref == "node-unknown-state"
 
 
 DATABASE = {"size": 2, "state": "Synced", "primary": True, "ready": True}
@@ -401,6 +413,85 @@ def test_a_machine_with_another_name_or_unknown_ports_is_refused(site: Site) -> 
         machine._judge_identity(node, Shell("ctl02", "02:00:00:00:00:99"))  # type: ignore[arg-type]
     assert caught.value.ref == "mac-differs"
     assert "02:00:00:00:00:99" in str(caught.value.hint)
+
+
+class Login:
+    """A machine's SSH server, and what the machine carries."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, site: Site, carried: str = "") -> None:
+        self.site, self.carried, self.key_works = site, carried, True
+        self.done: list[str] = []
+        request = machine.request_of(site.nodes["ctl02"])
+        self.contact = enroll.Contact(request, None, "ssh-ed25519", "T0xE")
+        monkeypatch.setattr(machine, "_reach", lambda request, say=None: self.contact)
+        monkeypatch.setattr(machine.arp, "ask", lambda addresses: {})
+        monkeypatch.setattr(machine, "_judge_identity", lambda node, session: None)
+        monkeypatch.setattr(enroll, "deploy_side", lambda site: enroll.Deploy("root", Path("k"), "k"))
+        monkeypatch.setattr(enroll, "log_in", self.log_in)
+        monkeypatch.setattr(enroll, "examine", lambda *_: (self, enroll.Enrolled(self.contact)))
+        monkeypatch.setattr(enroll, "convert", lambda *_: self.done.append("convert"))
+
+    def log_in(self, *_: Any) -> Login:
+        if not self.key_works:
+            raise CheckFailed("deploy-key-refused", "no")
+        return self
+
+    def run(self, command: str, *, root: bool) -> str:
+        assert root and "/var/lib/docker/volumes/*/" in command and "/etc/kolla" in command
+        return self.carried
+
+    def take_in(self, known: str, ours: str = "") -> str:
+        (self.site.path / "known_hosts").write_text(known)
+        return machine.take_in(
+            self.site, self.site.nodes["ctl02"], self.contact.request, confirm=lambda contact: True,
+            say=lambda line: None, ours=ours,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def own(site: Site, tmp_path: Path) -> Site:
+    return replace(site, path=tmp_path)
+
+
+@pytest.mark.parametrize("known", ["", "ctl02 ssh-ed25519 T0xE\n"], ids=["new key", "old key"])
+@pytest.mark.parametrize("key_works", [True, False])
+def test_a_machine_with_volumes_of_the_cloud_is_not_taken_in(
+    own: Site, monkeypatch: pytest.MonkeyPatch, known: str, key_works: bool
+) -> None:
+    old = Login(monkeypatch, own, "/etc/kolla\n/var/lib/docker/volumes/mariadb/\n")
+    old.key_works = key_works
+    with pytest.raises(CheckFailed, match="/etc/kolla, /var/lib/docker/volumes/mariadb/") as caught:
+        old.take_in(known)
+    assert caught.value.ref == "node-not-fresh"
+    assert old.done == [] and (own.path / "known_hosts").read_text() == known
+    # One that an interrupted run has taken in carries what that run has brought.
+    assert old.take_in(known, ours=old.contact.fingerprint) == old.contact.fingerprint
+    fresh = Login(monkeypatch, own)
+    assert fresh.take_in(known) == fresh.contact.fingerprint
+
+
+def test_what_a_fresh_machine_does_not_carry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    patterns = tuple(f"{tmp_path}{pattern}" for pattern in machine.CARRIED)
+    monkeypatch.setattr(machine, "CARRIED", patterns)
+    monkeypatch.setattr(decide, "check_fresh", lambda name, address, carried: said.extend(carried))
+
+    class Local:
+        def run(self, command: str, *, root: bool) -> str:
+            return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout
+
+    # Docker that was only installed, and the directories of Ceph's packages.
+    for path in ("var/lib/docker/volumes", "var/lib/ceph/crash", "var/lib/ceph/bootstrap-osd", "etc"):
+        (tmp_path / path).mkdir(parents=True)
+    (tmp_path / "var/lib/docker/volumes/metadata.db").touch()
+    node = Node("ctl02", ("control",), "10.10.10.12")
+    machine._judge_fresh(node, Local())  # type: ignore[arg-type]
+    assert said == []
+    paths = ["etc/kolla", "var/lib/docker/volumes/x", f"var/lib/ceph/{uuid.uuid4()}"]
+    for path in paths:
+        (tmp_path / path).mkdir()
+    machine._judge_fresh(node, Local())  # type: ignore[arg-type]
+    assert [path.removeprefix(f"{tmp_path}/").rstrip("/") for path in said] == paths
 
 
 # -- Ceph --------------------------------------------------------------------------------------

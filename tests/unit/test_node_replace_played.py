@@ -18,6 +18,7 @@ from cloudctl.lab import nodes as lab_nodes
 from cloudctl.lab import sitedir
 from cloudctl.lab.topology import topology
 from cloudctl.node_replace import machine, world
+from cloudctl.node_replace.journal import open_journal
 from cloudctl.operations import containers, deploying
 from cloudctl.operations.call import Answers
 from cloudctl.runner import RunResult
@@ -65,6 +66,9 @@ class Cloud:
         offline: it has noticed that the host is off.
         deployed: the new machine runs its containers.
         adopted: jobs written down on it.
+        engine: of the machine at its address: on, off or none.
+        tells: Ansible works there.
+        ours: fingerprint that taking in was told of.
         kill: the call at which the process is killed.
         calls: what was done.
     """
@@ -85,6 +89,9 @@ class Cloud:
     deployed: bool = False
     adopted: list[str] = field(default_factory=list)
     down: set[str] = field(default_factory=set)
+    engine: str = "on"
+    tells: bool = True
+    ours: str = ""
     kill: str = ""
     calls: list[str] = field(default_factory=list)
     wrong: dict[str, str] = field(default_factory=dict)
@@ -223,12 +230,16 @@ class Cloud:
     def look(self, site: Any, nodes: Sequence[str]) -> Answers:
         answers = Answers()
         for node in nodes:
-            if node in self.down or (node == self.victim and not self.alive):
+            if node in self.down or (node == self.victim and not (self.alive and self.tells)):
                 answers.failed[node] = Unreachable("node-unreachable", "no answer", where=node)
             else:
                 runs = node != self.victim or self.deployed or not self.fresh
+                engine = self.engine if node == self.victim else "on"
                 states = {"mariadb": {"state": "running", "id": node, "started": "t0"}} if runs else {}
-                answers.ok[node] = {"engine": True, "containers": states}
+                answers.ok[node] = {
+                    "engine": engine == "on", "installed": engine != "none",
+                    "containers": states if engine == "on" else {},
+                }  # fmt: skip
         return answers
 
     def read(self, site: Any, nodes: Sequence[str]) -> dict[str, Any]:
@@ -240,7 +251,8 @@ class Cloud:
             return machine.Found("silent", error=Unreachable("node-unreachable", "no answer"))
         return machine.Found("itself" if self.key or not self.fresh else "new", "SHA256:new")
 
-    def take_in(self, site: Any, node: Any, request: Any, **_: Any) -> str:
+    def take_in(self, site: Any, node: Any, request: Any, *, ours: str, **_: Any) -> str:
+        self.ours = ours
         assert request.password == "secret" and request.user == "installer"
         self.note("take in")
         self.key = True
@@ -412,6 +424,37 @@ def test_what_is_refused_changes_nothing(cloud: Cloud) -> None:
     cloud.wrong = {}
     cloud.down = {"compute01"}
     assert refused(cloud, "node-unreachable").where == "compute01"
+
+
+def test_the_old_machine_is_no_fresh_one_because_it_does_not_tell(cloud: Cloud) -> None:
+    cloud.fresh, cloud.engine = False, "off"
+    assert "container engine does not run" in refused(cloud, "node-unknown-state").message
+    cloud.engine, cloud.tells = "on", False
+    assert "no answer" in refused(cloud, "node-unknown-state").message
+
+
+def test_a_fresh_machine_with_the_old_host_key_is_taken_in(cloud: Cloud) -> None:
+    cloud.key, cloud.engine = True, "none"  # pinned: a run was killed before it had written that down
+    result = run(cloud)
+    assert result.exception is None, result.exception
+    assert cloud.calls == WORK
+
+
+def test_a_machine_that_was_taken_in_before_is_known(cloud: Cloud) -> None:
+    cloud.key = True
+    journal = open_journal(cloud.site, cloud.victim)
+    journal.begin()
+    journal.keep(fingerprint="SHA256:new")
+    assert run(cloud).exception is None
+    assert cloud.ours == "SHA256:new"
+
+
+def test_a_run_goes_on_whatever_became_of_the_engine(cloud: Cloud) -> None:
+    cloud.kill = "deploy"
+    with pytest.raises(Killed):
+        run(cloud)
+    cloud.engine = "off"
+    assert run(cloud).exception is None
 
 
 def test_nothing_is_done_without_a_yes(cloud: Cloud) -> None:

@@ -624,6 +624,15 @@ def test_module_starts_and_waits(engine: Engine) -> None:
         module.start([["a"]], 0)
 
 
+def test_module_tells_an_engine_that_is_off_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "run", lambda argv, timeout=60: (3, "inactive\n", ""))
+    monkeypatch.setattr(module, "read_ceph", dict)
+    for found, installed in ((None, False), ("/usr/sbin/dockerd", True)):
+        monkeypatch.setattr(module.shutil, "which", lambda name, path, found=found: found)
+        answer = module.act({"action": "read"})
+        assert (answer["engine"], answer["installed"], answer["containers"]) == (False, installed, {})
+
+
 def test_module_gives_addresses_up_between_requests(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     busy = iter([1, 1, 0])

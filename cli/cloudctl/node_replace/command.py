@@ -185,7 +185,7 @@ def _look(world: World, journal: Journal, *, needed: bool) -> str:
         needed: without a machine nothing can be done.
 
     Raises:
-        CheckFailed: it is not dead, or not fresh.
+        CheckFailed: it is not dead, or not fresh, or does not tell.
         Unreachable: nothing answers.
     """
     from cloudctl.errors import Unreachable
@@ -203,7 +203,9 @@ def _look(world: World, journal: Journal, *, needed: bool) -> str:
         )  # fmt: skip
     begun = journal.open and journal.facts.get("fingerprint")
     if found.state == decide.ITSELF and begun != found.fingerprint:
-        answer = containers.look(world.site, [name]).ok.get(name)
+        looked = containers.look(world.site, [name])
+        answer = looked.ok.get(name)
+        decide.check_told(name, address, answer, "" if answer else looked.failed[name].message)
         states = {} if answer is None else answer["containers"]
         own = set(world.names.get(name, []))
         running = [n for n, item in states.items() if n in own and item["state"] in ("running", "restarting")]

@@ -101,6 +101,51 @@ def check_machine(name: str, address: str, found: str, running: Sequence[str], o
         )  # fmt: skip
 
 
+def check_told(name: str, address: str, answer: Answer | None, why: str) -> None:
+    """Refuse a machine with the old one's host key that does not tell what it carries. Pure.
+
+    Args:
+        name: the node.
+        address: its address.
+        answer: what it tells of its containers; None: nothing.
+        why: it tells nothing.
+
+    Raises:
+        CheckFailed: it may be the old one, alive.
+    """
+    if answer is not None:
+        if answer["engine"] or not answer["installed"]:
+            return
+        why = "its container engine does not run"
+    raise CheckFailed(
+        "node-unknown-state",
+        f"the machine at {address} has the host key of {name} and does not tell what it carries: {why}",
+        where=name,
+        hint="if it is the old one, cloudctl deploy repairs it, or it is switched off to go; a machine "
+        "installed anew that kept the host key gets one of its own: rm /etc/ssh/ssh_host_*; ssh-keygen -A; "
+        "systemctl restart ssh",
+    )
+
+
+def check_fresh(name: str, address: str, carried: Sequence[str]) -> None:
+    """Refuse a machine on which something of a cloud lies: its data would be started instead of copied. Pure.
+
+    Args:
+        name: the node.
+        address: the machine's.
+        carried: paths that a machine with nothing but its operating system does not have.
+
+    Raises:
+        CheckFailed: it is not fresh.
+    """
+    if carried:
+        raise CheckFailed(
+            "node-not-fresh", f"the machine at {address} carries data of a cloud: {_shorten(carried)}",
+            where=name,
+            hint="install it anew, with empty disks; if it is the old one, cloudctl deploy repairs it",
+        )  # fmt: skip
+
+
 def clusters(
     site: Site, found: Iterable[Definition], containers: Mapping[str, Sequence[str]]
 ) -> list[Cluster]:

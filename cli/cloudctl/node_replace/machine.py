@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from cloudctl.engine.render import CONFIG_ROOT
 from cloudctl.errors import CheckFailed, CloudctlError, Unreachable
 from cloudctl.node import arp, enroll
 from cloudctl.node.enroll import Contact, Request, Session
+from cloudctl.node_replace import decide
 from cloudctl.node_replace.decide import ITSELF, NEW, SILENT
 from cloudctl.runs.record import write_atomically
 from cloudctl.site.model import Node, Site
@@ -19,6 +21,9 @@ logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 PENALTY = 60.0
 """Seconds for which an SSH server may refuse one who came a few times without logging in."""
+
+CARRIED = (CONFIG_ROOT, "/var/lib/docker/volumes/*/", "/var/lib/ceph/????????-????-????-????-????????????")
+"""Shell patterns: configuration, volumes, Ceph's daemons. The engine and Ceph's packages alone make none."""
 
 Say = Callable[[str], None]
 Confirm = Callable[[Contact], bool]
@@ -101,7 +106,7 @@ def find(site: Site, node: Node) -> Found:
         contact.close()
 
 
-def take_in(site: Site, node: Node, request: Request, *, confirm: Confirm, say: Say) -> str:
+def take_in(site: Site, node: Node, request: Request, *, confirm: Confirm, say: Say, ours: str = "") -> str:
     """Make the deploy key the machine's only way in, and pin its host key in place of the old one.
 
     A machine that is refused stays as it was; one that was taken in before is only looked at.
@@ -112,6 +117,7 @@ def take_in(site: Site, node: Node, request: Request, *, confirm: Confirm, say: 
         request: account, password and fingerprint.
         confirm: asked about a host key that comes without a fingerprint and is not pinned yet.
         say: told what happens.
+        ours: fingerprint of the machine that an earlier run has taken in: what lies on it is ours.
 
     Returns:
         The fingerprint of its host key.
@@ -132,7 +138,9 @@ def take_in(site: Site, node: Node, request: Request, *, confirm: Confirm, say: 
             say(f"{node.name}: {node.address} has the {contact.key_type} host key {contact.fingerprint}")
             _judge_fingerprint(contact, confirm)
         if pinned:
-            if _deploy_key_works(contact, deploy):
+            if (session := _by_deploy_key(contact, deploy)) is not None:
+                if contact.fingerprint != ours:
+                    _judge_fresh(node, session)
                 return contact.fingerprint
             contact.close()
             contact = _reach(request, say)
@@ -148,6 +156,8 @@ def take_in(site: Site, node: Node, request: Request, *, confirm: Confirm, say: 
         for warning in found.warnings:
             say(f"{node.name}: warning: {warning}")
         _judge_identity(node, session)
+        if contact.fingerprint != ours:
+            _judge_fresh(node, session)
         enroll.convert(session, contact, deploy, say)
         path = site.path / enroll.KNOWN_HOSTS
         write_atomically(path, repinned(_known_hosts(site), node, contact.line), mode=0o644)
@@ -189,14 +199,19 @@ def _judge_fingerprint(contact: Contact, confirm: Confirm) -> None:
         raise CheckFailed("fingerprint-refused", "the host key was not accepted", where=contact.request.name)
 
 
-def _deploy_key_works(contact: Contact, deploy: enroll.Deploy) -> bool:
+def _by_deploy_key(contact: Contact, deploy: enroll.Deploy) -> Session | None:
+    """Log in with the deploy key; return None where the machine does not know it."""
+    keyed = replace(contact, request=replace(contact.request, password=None))
     try:
-        enroll.log_in(
-            replace(contact, request=replace(contact.request, password=None)), deploy.user, deploy.key
-        )
+        return enroll.log_in(keyed, deploy.user, deploy.key)
     except CloudctlError:
-        return False
-    return True
+        return None
+
+
+def _judge_fresh(node: Node, session: Session) -> None:
+    """Refuse a machine that carries what a machine with nothing but its operating system does not."""
+    command = f'for path in {" ".join(CARRIED)}; do [ ! -e "$path" ] || echo "$path"; done'
+    decide.check_fresh(node.name, node.address, session.run(command, root=True).splitlines())
 
 
 def _judge_identity(node: Node, session: Session) -> None:

@@ -132,8 +132,9 @@ def _majority(world: World, journal: Journal) -> str:
 
 def _take_in(world: World, run: Run, journal: Journal) -> str:
     fingerprint = machine.take_in(
-        world.site, world.node, run.request(), confirm=run.confirm, say=world.report
-    )
+        world.site, world.node, run.request(), confirm=run.confirm, say=world.report,
+        ours=str(journal.facts.get("fingerprint") or ""),
+    )  # fmt: skip
     journal.keep(fingerprint=fingerprint)
     return fingerprint
 

@@ -138,6 +138,7 @@ def look(site: Site | Path, nodes: Iterable[str]) -> Answers:
 
     Returns:
         Answers with ``containers`` (as ``read`` returns them), ``engine`` (the container engine runs),
+        ``installed`` (there is one, be it off),
         ``boot`` (changes when the node is started again) and ``ceph`` (units, see ``cloudctl.ceph.daemons``).
     """
     return ask(site, {node: {"action": "read"} for node in nodes})
