@@ -542,10 +542,17 @@ def test_what_is_done_in_which_order(site: Site) -> None:
     assert keys(site, "compute02", [], dead=False) == ["tell", "settle"]
 
 
-def test_a_nodes_host_key_goes_and_all_others_stay() -> None:
-    known = "10.10.10.22,compute02 ssh-ed25519 A\n10.10.10.222,x ssh-ed25519 B\n# compute02\n"
-    node = Node("compute02", ("compute",), "10.10.10.22")
-    assert leave.without_host_key(known, node) == "10.10.10.222,x ssh-ed25519 B\n# compute02\n"
+def test_a_nodes_host_key_goes_and_all_others_stay(tmp_path: Path) -> None:
+    (tmp_path / "known_hosts").write_text(
+        "10.10.10.22,compute02 ssh-ed25519 A\n10.10.10.222,x ssh-ed25519 B\n# compute02\n"
+        "[10.10.10.22]:2222,[compute02]:2222 ssh-ed25519 C\n10.10.10.22,gateway ssh-rsa D\n"
+    )
+    leave.forget_host_key(
+        tmp_path, Node("compute02", ("compute",), "10.10.10.22", vars={"ansible_port": 2222})
+    )
+    assert (tmp_path / "known_hosts").read_text() == (
+        "10.10.10.222,x ssh-ed25519 B\n# compute02\ngateway ssh-rsa D\n"
+    )
 
 
 def test_a_half_joined_node_that_was_removed_is_forgotten(tmp_path: Path) -> None:
@@ -743,8 +750,11 @@ def test_the_same_command_goes_on_when_the_inventory_has_lost_the_node(own: Path
     state.mark("monitor", "begun")
     dry = run(own, "remove", "osd04", "--dead", "--dry-run")
     assert dry.exception is None and journal.leaving(own) == ["osd04"], dry.exception
+    (own / "inventory" / "host_vars").mkdir()
+    (own / "inventory" / "host_vars" / "osd04.yaml").touch()
     result = run(own, "remove", "osd04", "--dead")
     assert result.exception is None, result.exception
+    assert json.loads(result.stdout)["left"] == ["inventory/host_vars/osd04.yaml"]
     assert [step["name"] for step in json.loads(result.stdout)["steps"]] == ["settle", "monitor"]
     assert (own / "deploys").read_text() == "x"
     assert (own / "known_hosts").read_text() == "10.10.10.11,ctl01 ssh-ed25519 B\n"

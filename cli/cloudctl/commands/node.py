@@ -557,7 +557,24 @@ def remove_command(site_path: Path, name: str, dead: bool, dry_run: bool, yes: b
             "steps": [outcome.as_dict() for outcome in outcomes],
             **leaving.report,
         }
-        console.result(data, f"Removed {name} in {duration(seconds)}; cloudctl status shows the cloud.")
+        _show_removed(console, site_path, data)
+
+
+def _show_removed(console: Console, site_path: Path, data: Mapping[str, Any]) -> None:
+    """Show how a removal ended, and what is left of the node in the site."""
+    from cloudctl.node.leave import left_of
+
+    name = data["removed"]
+    left = left_of(site_path, name)
+
+    def text() -> None:
+        console.line(f"Removed {name} in {duration(data['seconds'])}; cloudctl status shows the cloud.")
+        for file in left:
+            console.line(
+                f"{console.style('warning', 'warn')}: {file} is left: a later {name} would have what it says"
+            )
+
+    console.result({**data, "left": left}, text)
 
 
 def _end_removal(site_path: Path, name: str, console: Console, *, dry_run: bool) -> None:
@@ -593,4 +610,4 @@ def _end_removal(site_path: Path, name: str, console: Console, *, dry_run: bool)
             "seconds": round(time.monotonic() - began, 1),
             "steps": [outcome.as_dict() for outcome in outcomes],
         }
-        console.result(data, f"Removed {name}; cloudctl status shows the cloud.")
+        _show_removed(console, site_path, data)

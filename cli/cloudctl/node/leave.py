@@ -21,6 +21,7 @@ from cloudctl.node.enroll import KNOWN_HOSTS
 from cloudctl.node.instances import Compute, refuse_immovable, way_of
 from cloudctl.node.inventory import WAITING, read_text, tidied, write_text
 from cloudctl.node.join import Change, tell
+from cloudctl.node_replace.machine import repinned
 from cloudctl.operations.call import call
 from cloudctl.operations.deploying import deploy
 from cloudctl.operations.steps import Journal, Step
@@ -113,13 +114,6 @@ def untried(
     return sorted({peer["network"] for peers in asked.values() for peer in peers} - done)
 
 
-def without_host_key(known: str, node: Node) -> str:
-    """Return known_hosts without a node's lines. Pure."""
-    names = {node.name, node.address}
-    kept = [line for line in known.splitlines() if not names & set(line.split(" ")[0].split(","))]
-    return "".join(f"{line}\n" for line in kept)
-
-
 def what_leaves(cluster: Cluster, own: Collection[Osd]) -> Forecast | None:
     """Return what the removal of a node's OSDs would do; None where an earlier run has emptied them. Pure.
 
@@ -156,10 +150,16 @@ def script_of_stop(fsid: str) -> str:
 
 
 def forget_host_key(site: Path, node: Node) -> None:
-    """Take a node's lines out of the site's known_hosts."""
+    """Take a node's names out of the site's known_hosts."""
     known = site / KNOWN_HOSTS
     if known.exists():
-        write_atomically(known, without_host_key(known.read_text(encoding="utf-8"), node), mode=0o644)
+        write_atomically(known, repinned(known.read_text(encoding="utf-8"), node), mode=0o644)
+
+
+def left_of(site: Path, name: str) -> list[str]:
+    """Return the files of a node that is gone: variables that a later one of its name would have, too."""
+    stem = f"inventory/host_vars/{name}"
+    return [file for suffix in (".yml", ".yaml") if (site / (file := stem + suffix)).exists()]
 
 
 @dataclass

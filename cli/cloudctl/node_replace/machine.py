@@ -63,10 +63,10 @@ def own_keys(known: str, node: Node) -> set[str]:
     }
 
 
-def repinned(known: str, node: Node, line: str) -> str:
-    """Return known_hosts with a node's new line in the place of its old ones; other lines stay. Pure.
+def repinned(known: str, node: Node, line: str = "") -> str:
+    """Return known_hosts with a node's new line, if any, in the place of its old ones. Pure.
 
-    A line that names other machines, too, keeps these.
+    Other lines stay; one that names other machines, too, keeps these.
     """
     result: list[str] = []
     done = False
@@ -77,12 +77,12 @@ def repinned(known: str, node: Node, line: str) -> str:
         if len(rest) == len(names):
             result.append(old)
             continue
-        if not done:
+        if line and not done:
             result.append(line)
             done = True
         if rest:
             result.append(" ".join([",".join(rest), *words[1:]]))
-    if not done:
+    if line and not done:
         result.append(line)
     return "".join(f"{text}\n" for text in result)
 
