@@ -36,6 +36,7 @@ from cloudctl.site.load import load_site
 from cloudctl.site.model import Interface, Node, Site
 
 HOSTS = "inventory/hosts.yml"
+FSID = "5c0e4b1e-0000-4000-8000-000000000001"
 COMPUTE = {"ansible_host": "10.10.10.22"}
 
 
@@ -516,8 +517,11 @@ def test_without_an_osd_other_nodes_data_is_not_waited_for(
 # -- the steps -----------------------------------------------------------------------------------
 
 
-def keys(site: Site, name: str, roles: list[str], *, dead: bool, heir: str = "") -> list[str]:
-    change = Change(site, site, [name], {"ctl01": Work(files=[{"path": "/etc/hosts"}])}, {}, None)
+def keys(
+    site: Site, name: str, roles: list[str], *, dead: bool, heir: str = "", ceph: bool = False
+) -> list[str]:
+    cluster = {"fsid": FSID} if ceph else None
+    change = Change(site, site, [name], {"ctl01": Work(files=[{"path": "/etc/hosts"}])}, {}, cluster)
     leaving = leave.Leaving(site, site.nodes[name], roles, change, dead, lambda text: None, World({}), heir)
     steps = leave.build(leaving)
     assert all(step.every_time for step in steps)
@@ -538,6 +542,14 @@ def test_what_is_done_in_which_order(site: Site) -> None:
     # A monitor goes first; from a dead node last, when no deploy waits for it any more.
     assert keys(site, "osd01", ["storage"], dead=False, heir="ctl01")[:2] == ["monitor", "drain"]
     assert keys(site, "osd01", ["storage"], dead=True, heir="ctl01")[-2:] == ["settle", "monitor"]
+    # A compute node that holds one is a host of Ceph.
+    assert keys(site, "compute02", ["compute"], dead=False, heir="ctl01", ceph=True) == [
+        "monitor", "disable", "move", "host", "stop", "unregister", "tell", "settle",
+    ]  # fmt: skip
+    assert keys(site, "compute02", ["compute"], dead=True, heir="ctl01", ceph=True) == [
+        "fence", "evacuate", "host", "unregister", "tell", "settle", "monitor",
+    ]  # fmt: skip
+    assert "host" not in keys(site, "compute02", ["compute"], dead=False, ceph=True)
     # One that only waits is forgotten.
     assert keys(site, "compute02", [], dead=False) == ["tell", "settle"]
 
@@ -636,6 +648,7 @@ class Shell:
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.bin, self.log = path / "bin", path / "log"
+        self.scripts: list[str] = []
         self.bin.mkdir()
         (self.bin / "sh").symlink_to("/bin/sh")
         (path / "compose.yml").touch()
@@ -652,11 +665,16 @@ class Shell:
         (self.bin / name).chmod(0o755)
 
     def run(self, argv: list[str]) -> str:
+        self.scripts.append(argv[-1])
         done = subprocess.run(argv, env={"PATH": str(self.bin)}, capture_output=True, text=True, check=True)
         return done.stdout
 
     def call(self, site: Path, module: str, nodes: Any, *, changing: bool) -> Answers:
         return Answers({name: {"stdout": self.run(arguments["argv"])} for name, arguments in nodes.items()})
+
+    def said(self) -> str:
+        """The scripts that were run."""
+        return "\n".join(self.scripts)
 
     def called(self) -> list[str]:
         return [line.split()[0] for line in self.log.read_text().splitlines()] if self.log.exists() else []
@@ -682,6 +700,15 @@ def test_the_end_of_the_services_is_told_only_where_they_have_ended(site: Site, 
     shell.program("docker")
     leaving.stop_services()
     assert shell.called() == ["docker", "docker", "rm", "nft"]
+
+
+def test_the_daemons_of_a_compute_node_with_a_monitor_end(site: Site, shell: Shell) -> None:
+    leaving = leaving_of(site, ["compute"], {"fsid": FSID})
+    leaving.stop_services()
+    assert FSID not in shell.said()
+    leaving.heir = "ctl01"
+    leaving.stop_services()
+    assert f"/var/lib/ceph/{FSID}" in shell.said()
 
 
 def test_guests_are_looked_for_where_their_hypervisor_does_not_run(site: Site, shell: Shell) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloudctl.ceph.desired import mon_nodes
+from cloudctl.ceph.desired import ceph_nodes, mon_nodes
 from cloudctl.engine.render import COMPOSE_PATH, CONFIG_ROOT
 from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, Unreachable, UsageError
 from cloudctl.node.enroll import KNOWN_HOSTS
@@ -190,6 +190,12 @@ class Leaving:
     def name(self) -> str:
         """The node's."""
         return self.node.name
+
+    @property
+    def in_ceph(self) -> bool:
+        """Whether it is a host of Ceph: a storage node is, and whoever holds a monitor, or held it before."""
+        holder = bool(self.heir) or self.name in {node.name for node in ceph_nodes(self.site)}
+        return "storage" in self.roles or (holder and self.change.ceph is not None)
 
     # -- check ---------------------------------------------------------------------------------
 
@@ -387,7 +393,7 @@ class Leaving:
         """
         if "compute" in self.roles:
             self._refuse_guests()
-        fsid = str((self.change.ceph or {}).get("fsid", "")) if "storage" in self.roles else ""
+        fsid = str((self.change.ceph or {}).get("fsid", "")) if self.in_ceph else ""
         code, said = self._run(script_of_stop(fsid))
         if code:
             raise ApplyFailed(
@@ -498,6 +504,7 @@ def build(leaving: Leaving) -> list[Step]:
         title = "make its data complete elsewhere" if dead else "move its data away"
         add("drain", title, leaving.drain, [], "ceph osd crush reweight … 0, wait for active+clean")
         add("osds", "remove its OSDs", leaving.remove_osds, [], "ceph osd purge …")
+    if leaving.in_ceph:
         add("host", "remove it from Ceph", leaving.forget_host, [], f"ceph orch host rm {name}")
     if leaving.roles and not dead:
         add("stop", "end its services", leaving.stop_services, [name])
