@@ -357,6 +357,60 @@ def test_a_dead_compute_nodes_instances_are_evacuated() -> None:
         assert found["sum"] == tenant.made["sum"]
 
 
+@long
+def test_a_dead_compute_node_leaves_while_the_first_controller_is_off() -> None:
+    first, *others = members("control")
+    if len(others) < 2:
+        pytest.skip("this lab has no majority without its first controller")
+    name = next_name("compute")
+    lab("add-node", name)
+    enroll(name, "compute")
+    node("add", name, "--yes")
+    lab("power", "kill", name)
+    lab("power", "kill", first)
+    try:
+        time.sleep(40)  # the others notice the loss
+        wait_until(lambda: not api_problems())
+        done = node("remove", name, "--dead", "--yes", "--output", "json").json
+    finally:
+        lab("power", "on", first)
+        wait_until(lambda: run_cloudctl("status").rc == 0)
+    (told,) = (step["detail"] for step in done["steps"] if step["name"] == "tell")
+    assert told.endswith(f"a deploy does the rest: {first}")
+    deployed = run_cloudctl("deploy", "--yes", timeout=LONG)
+    assert deployed.rc == 0, str(deployed)
+    assert_deploy_changes_nothing()
+
+
+def api_problems() -> list[str]:
+    """Return what keeps the APIs from answering just now, by the loss of a controller."""
+    problems = run_cloudctl("status", "--output", "json").json["problems"]
+    return [p["ref"] for p in problems if p["ref"] in ("api-silent", "vip-without-holder")]
+
+
+def wait_until(done: Callable[[], bool], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(3)
+
+
+@long
+def test_services_that_do_not_end_are_told_and_the_removal_goes_on() -> None:
+    name = next_name("compute")
+    lab("add-node", name)
+    enroll(name, "compute")
+    node("add", name, "--yes")
+    compose = "/etc/cloudctl/compose.yml"
+    run_on(name, f"cp -p {compose} /root; echo '[' >> {compose}")
+    assert node("remove", name, "--yes", rc=6).refs == ["services-not-ended"]
+    assert run_on(name, "docker ps -q"), "its containers still run"
+    run_on(name, f"cp -p /root/compose.yml {compose}")
+    node("remove", name, "--yes")
+    assert not run_on(name, "docker ps -q")
+    assert_deploy_changes_nothing()
+
+
 def join_storage() -> str:
     """Add a storage node with two OSDs; return its name."""
     name = next_name("storage")

@@ -90,6 +90,19 @@ def test_a_controller_that_is_alive_is_not_replaced(
     assert containers() == before
 
 
+def test_a_controller_whose_engine_is_off_is_no_fresh_machine(
+    whole: None, cloudctl: Cloudctl, lab: Path, lab_exec: Callable[..., str]
+) -> None:
+    known = (lab / "known_hosts").read_text()
+    lab_exec("ctl02", "systemctl stop docker.socket docker.service")
+    try:
+        refused = cloudctl("node", "replace", "ctl02", *LOGIN, "--yes")
+    finally:
+        lab_exec("ctl02", "systemctl start docker.socket docker.service")
+    assert (refused.rc, refused.refs) == (4, ["node-unknown-state"]), str(refused)
+    assert (lab / "known_hosts").read_text() == known
+
+
 def test_without_a_majority_nothing_is_replaced(
     whole: None, cloudctl: Cloudctl, lab: Path, lab_exec: Callable[..., str]
 ) -> None:
@@ -131,14 +144,19 @@ def test_a_dead_controller_is_replaced(
     before = without(_without_dead(containers, victim), victim)
     wrong = cloudctl("node", "replace", victim, *LOGIN, "--fingerprint", "SHA256:wrong", "--yes")
     assert wrong.refs == ["fingerprint-differs"], str(wrong)
+    # Another host key does not make old disks new.
+    lab_exec(victim, "mkdir -p /var/lib/docker/volumes/mariadb")
+    right = ("--fingerprint", fingerprint_of(victim, lab_exec))
+    old = cloudctl("node", "replace", victim, *LOGIN, *right, "--yes")
+    lab_exec(victim, "rm -r /var/lib/docker/volumes")
+    assert old.refs == ["node-not-fresh"], str(old)
     chance = random.Random(int(os.environ.get("CLOUDCTL_TEST_SEED", "7")))
     arguments = (
         "node",
         "replace",
         victim,
         *LOGIN,
-        "--fingerprint",
-        fingerprint_of(victim, lab_exec),
+        *right,
         "--yes",
     )
     with ExitStack() as stack:
