@@ -28,12 +28,13 @@ PER_HOST = 8
 START_TIMEOUT = 300.0
 """Seconds for an instance to run again."""
 LEFT_TIMEOUT = 30
+"""Seconds that a guest which the API does not stop gets to end by itself."""
 NO_CONTAINER = 125
+"""What is answered where the hypervisor's container does not run."""
 LIST_GUESTS = (
     "ids=$(virsh list --all --uuid) || exit; for id in $ids; do"
     ' state=$(virsh domstate --reason "$id") || state=unknown; echo "$id $state"; done'
 )
-"""Seconds that a guest which the API does not stop gets to end by itself."""
 RUNNING = 1
 
 
