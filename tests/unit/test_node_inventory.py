@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from site_support import make_site
 
+from cloudctl.commands.node import ports_by_group
 from cloudctl.errors import ConfigError, UsageError
+from cloudctl.node.facts import propose
 from cloudctl.node.future import future_site
 from cloudctl.node.inventory import joined, remember_empty, role_of, tidied, waiting
-from cloudctl.site.edit_inventory import add_host
+from cloudctl.site.edit_inventory import add_host, set_variables
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Node
 
@@ -97,3 +99,45 @@ def test_the_site_as_it_will_be_is_a_site(site: Path) -> None:
         for path in site.rglob("*")
         if path.is_file() and ".cloudctl" not in path.parts
     }
+
+
+def test_a_waiting_node_may_say_what_differs_on_the_ports_that_it_will_have(site: Path) -> None:
+    path = site / HOSTS
+    text = path.read_text()
+    own = {"ansible_host": "10.10.10.99", "role": "compute"}
+    path.write_text(add_host(text, "newnodes", "x1", own))
+    loaded = load_site(site, with_secrets=False)
+    ports = [
+        {"name": name, "mac": f"52:54:00:aa:00:0{number}", "speed": 10000, "link": True,
+         "addresses": ["10.10.10.99"] if number == 1 else []}
+        for number, name in enumerate(("eno1", "ens1f0", "ens1f1"), start=1)
+    ]  # fmt: skip
+    found = propose(
+        loaded.nodes["x1"], "compute", ports_by_group(loaded)["compute"], {"ports": ports, "disks": []}
+    )
+    path.write_text(set_variables(path.read_text(), "x1", found.variables))
+    node = load_site(site, with_secrets=False).nodes["x1"]
+    assert {port.name: port.mac for port in node.interfaces.values()} == {"eth0": "52:54:00:aa:00:01"}
+    path.write_text(joined(path.read_text(), {"x1": "compute"}))
+    node = load_site(site, with_secrets=False).nodes["x1"]
+    assert [port.mac for port in node.interfaces.values()] == [port["mac"] for port in ports]
+
+
+@pytest.mark.parametrize(
+    ("own", "fault"),
+    [
+        ({"role": "compute", "interfaces": {"eth1": {"address": "10.10.20.98"}}}, ""),
+        ({"devices": ["/dev/sdb"], "interfaces": {"eth2": {"mtu": 9000}}}, ""),
+        ({"role": "compute", "interfaces": {"eth7": {"mtu": 9000}}}, "interface-network"),
+        ({"interfaces": {"eth1": {"mtu": 9000}}}, "interface-network"),
+    ],
+)
+def test_which_ports_a_waiting_node_will_have(site: Path, own: dict[str, object], fault: str) -> None:
+    path = site / HOSTS
+    path.write_text(add_host(path.read_text(), "newnodes", "x1", {"ansible_host": "10.10.10.99", **own}))
+    if not fault:
+        assert list(load_site(site, with_secrets=False).nodes["x1"].interfaces) == ["eth0"]
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_site(site, with_secrets=False)
+    assert caught.value.ref == fault

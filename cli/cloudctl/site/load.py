@@ -198,6 +198,7 @@ def _nodes(
             values.get("interfaces") or {},
             networks,
             ports,
+            _coming_ports(host, values, ports),
             networks_file,
             port_entries,
             problems,
@@ -212,12 +213,22 @@ def _nodes(
     return nodes
 
 
+def _coming_ports(
+    host: Host, values: Mapping[str, Any], ports: Mapping[str, Mapping[str, str]]
+) -> Mapping[str, str]:
+    """Return the ports of the group that a waiting node is to join; none where nobody said which."""
+    if "newnodes" not in host.groups:
+        return {}
+    return ports.get(values.get("role") or ("storage" if values.get("devices") else ""), {})
+
+
 def _interfaces(
     host: Host,
     management: str,
     overrides: Mapping[str, Any],
     networks: Mapping[str, Network],
     ports: Mapping[str, Mapping[str, str]],
+    coming: Mapping[str, str],
     networks_file: Document | None,
     port_entries: Mapping[str, Any],
     problems: Problems,
@@ -242,7 +253,7 @@ def _interfaces(
         own[name] = {key: values[key] for key in given if key in values}
         if own[name].get("network") is not None:
             wanted[name] = own[name]["network"]
-        elif name not in wanted:
+        elif name not in wanted and name not in coming:  # a waiting node's other ports come with its group
             problems.add(
                 "interface-network",
                 f"{name} of {host.name} is on no network",
