@@ -62,6 +62,16 @@ def test_several_ssds_share_the_journals_evenly() -> None:
     assert found["journal_devices"] == paths(*"xxyy")
 
 
+def test_journals_that_are_named_already_do_not_stay_beside_other_data_disks() -> None:
+    machine = {"ports": [], "disks": [disk("a", 4000), disk("b", 4000)]}
+    old = {"journal_devices": ["/dev/sdz"]}
+    wanted = {"devices": paths("a", "b"), "journal_devices": []}
+    assert propose(NODE, "storage", {}, machine, old).variables == wanted
+    assert propose(Node("n", ("newnodes",), "1", vars=old), "storage", {}, machine).variables == wanted
+    machine["disks"].append(disk("j", 400, rotational=False))
+    assert propose(NODE, "storage", {}, machine, old).variables["journal_devices"] == paths("j", "j")
+
+
 @pytest.mark.parametrize(
     "bad",
     [

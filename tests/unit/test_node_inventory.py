@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from site_support import make_site
+from site_support import lab_site, make_site
 
-from cloudctl.commands.node import ports_by_group
+from cloudctl.commands.node import command, ports_by_group
 from cloudctl.errors import ConfigError, UsageError
+from cloudctl.node import facts
 from cloudctl.node.facts import propose
 from cloudctl.node.future import future_site
 from cloudctl.node.inventory import joined, remember_empty, role_of, tidied, waiting
@@ -141,3 +142,30 @@ def test_which_ports_a_waiting_node_will_have(site: Path, own: dict[str, object]
     with pytest.raises(ConfigError) as caught:
         load_site(site, with_secrets=False)
     assert caught.value.ref == fault
+
+
+def test_what_is_accepted_fits_the_group_that_the_node_will_be_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = lab_site(tmp_path / "lab")
+    path = site / HOSTS
+    text = path.read_text()
+    disks = [
+        {
+            "path": f"/dev/disk/by-id/{name}",
+            "size": 1 << 40,
+            "rotational": True,
+            "content": "",
+            "system": False,
+        }
+        for name in "ab"
+    ]
+    for disk in disks:
+        disk.update(name=disk["path"])
+    (site / "inventory" / "group_vars" / "storage.yml").write_text("journal_devices: [/dev/sdz]\n")
+    path.write_text(add_host(text, "newnodes", "osd09", {"ansible_host": "10.10.10.219", "role": "storage"}))
+    monkeypatch.setattr(facts, "ask", lambda *_: {"osd09": {"ports": [], "disks": disks}})
+    command.main(["inspect", "osd09", "--accept"], obj=site, standalone_mode=False)
+    path.write_text(joined(path.read_text(), {"osd09": "storage"}))
+    node = load_site(site).nodes["osd09"]
+    assert (len(node.vars["devices"]), node.vars["journal_devices"]) == (2, [])

@@ -156,6 +156,61 @@ def test_variables_are_set_in_both_layouts() -> None:
     ]
 
 
+HEAD = "all:\n  children:\n    newnodes:\n      hosts:\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "wanted"),
+    [
+        # What YAML 1.1 calls a number in base 60, or a date, stays as it is written.
+        (
+            "x: {interfaces: {eth0: {mac: 52:54:00:12:34:56}}}",
+            "x: {interfaces: {eth0: {mac: 52:54:00:12:34:56}}, devices: [/dev/sdb]}",
+        ),
+        ("x: {custom_bought: 2024-05-01}", "x: {custom_bought: 2024-05-01, devices: [/dev/sdb]}"),
+        ('x: {custom_note: "slot #7"}', 'x: {custom_note: "slot #7", devices: [/dev/sdb]}'),
+        ("x: {devices: [/dev/a], role: storage} # new", "x: {devices: [/dev/sdb], role: storage} # new"),
+        ("x: {'devices': , role: storage}", "x: {'devices': [/dev/sdb] , role: storage}"),
+        ("x: {role: storage, custom_a: }", "x: {role: storage, custom_a:, devices: [/dev/sdb] }"),
+        (
+            "x: {\n  role: storage,  # see ticket 9\n  # rack 3\n}",
+            "x: {\n  role: storage, devices: [/dev/sdb],  # see ticket 9\n  # rack 3\n}",
+        ),
+        ("x: # new", "x: {devices: [/dev/sdb]} # new"),
+        ("x: {}  # new", "x: {devices: [/dev/sdb]}  # new"),
+        ("x: ~", "x: {devices: [/dev/sdb]}"),
+        (
+            "x:\n  devices: [/dev/a]  # old\n  role: storage",
+            "x:\n  devices: [/dev/sdb]  # old\n  role: storage",
+        ),
+        (
+            "x:\n  devices:  # data\n    - /dev/a  # slot 1\n    - /dev/b\n  # rack 3\n  role: storage",
+            "x:\n  devices: [/dev/sdb]  # data\n  # rack 3\n  role: storage",
+        ),
+        (
+            "x:\n  custom_note: |\n    a\n    # b\n\n# end",
+            "x:\n  custom_note: |\n    a\n    # b\n\n  devices: [/dev/sdb]\n# end",
+        ),
+    ],
+)
+def test_what_a_host_has_besides_stays_as_it_is_written(lines: str, wanted: str) -> None:
+    def text(words: str) -> str:
+        return HEAD + "".join(f"        {line}\n" if line else "\n" for line in words.split("\n"))
+
+    assert set_variables(text(lines), "x", {"devices": ["/dev/sdb"]}) == text(wanted)
+
+
+def test_values_that_are_shared_stay_what_they_are_for_others() -> None:
+    text = HEAD + "        x: &x {devices: &d [/dev/sdb]}\n        y: {devices: *d}\n        z: {<<: *x}\n"
+    with pytest.raises(ConfigError) as caught:
+        set_variables(text, "x", {"devices": ["/dev/sdc"]})
+    assert caught.value.ref == "inventory-layout"
+    after = set_variables(text, "y", {"devices": ["/dev/sdc"]})
+    assert changed(text, after)[1] == "+         y: {devices: [/dev/sdc]}"
+    after = set_variables(text, "z", {"role": "storage"})
+    assert changed(text, after)[1] == "+         z: {<<: *x, role: storage}"
+
+
 def test_refusals() -> None:
     with pytest.raises(UsageError, match="already"):
         add_host(INVENTORY, "newnodes", "ctl01", {})
@@ -185,3 +240,14 @@ def test_any_name_and_value_is_read_back(name: str, variables: dict[str, object]
     text = add_host(INVENTORY, group, name, variables)
     assert (yaml.safe_load(text)["all"]["children"][group]["hosts"][name] or {}) == variables
     assert remove_host(text, name).replace("      hosts:\n", "") == INVENTORY.replace("      hosts:\n", "")
+
+
+@settings(deadline=None)
+@given(
+    variables=st.dictionaries(names, values, min_size=1, max_size=4),
+    name=st.sampled_from(["ctl01", "compute02"]),
+)
+def test_any_variable_is_set(name: str, variables: dict[str, object]) -> None:
+    again = set_variables(set_variables(INVENTORY, name, dict.fromkeys(variables, 1)), name, variables)
+    assert again == set_variables(INVENTORY, name, variables)
+    assert not [line for line in changed(INVENTORY, again) if line[0] == "-"] or name == "ctl01"

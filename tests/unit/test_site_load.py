@@ -17,6 +17,7 @@ from site_support import edit, make_site
 from cloudctl.errors import CloudctlError, ConfigError
 from cloudctl.site import load_site
 from cloudctl.site.document import Document, Problems, parse_document
+from cloudctl.site.inventory import read_inventory
 from cloudctl.site.model import Secrets, Settings
 from cloudctl.site.schema import check_value, defaults, is_key, schema, suggestion
 from cloudctl.site.validate import validate_site
@@ -104,6 +105,22 @@ def test_a_groups_variables_win_over_its_parents(site: Path) -> None:
     node = load(site).nodes["ctl01"]
     assert node.groups == ("control", "mons", "zone")
     assert (node.vars["custom_a"], node.vars["custom_b"]) == ("control", "all")
+
+
+def test_what_a_group_gives_to_its_nodes(site: Path) -> None:
+    vars_file = site / "inventory" / "group_vars" / "storage.yml"
+    vars_file.parent.mkdir(exist_ok=True)
+    vars_file.write_text("journal_devices: [/dev/sdz]\n")
+    edit(
+        site,
+        "inventory/hosts.yml",
+        "    newnodes:",
+        "    newnodes:\n    disks: {vars: {custom_a: 1}, children: {storage: }}",
+    )
+    given = read_inventory(site, "inventory/hosts.yml", Problems()).vars
+    assert given["storage"]["journal_devices"] == ["/dev/sdz"]
+    assert given["storage"]["custom_a"] == 1
+    assert "journal_devices" not in given["compute"]
 
 
 def test_a_group_file_of_another_shape(site: Path) -> None:

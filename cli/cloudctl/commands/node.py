@@ -203,7 +203,10 @@ def inspect_command(site_path: Path, names: tuple[str, ...], accept: bool, outpu
     """
     from cloudctl.node.facts import ask, propose, refuse_members
     from cloudctl.node.inventory import WAITING, read_text, role_of, write_text
+    from cloudctl.site.document import Problems
     from cloudctl.site.edit_inventory import set_variables
+    from cloudctl.site.inventory import read_inventory
+    from cloudctl.site.load import INVENTORY
 
     site, console = _load(site_path, output)
     nodes = {name: _known(site, name) for part in names for name in part.split(",") if name}
@@ -211,12 +214,12 @@ def inspect_command(site_path: Path, names: tuple[str, ...], accept: bool, outpu
         for node in nodes.values():
             refuse_members(node)
     machines = ask(site, list(nodes))
-    ports = ports_by_group(site)
+    ports, groups = ports_by_group(site), read_inventory(site_path, INVENTORY, Problems()).vars
     found = {}
     for name, node in nodes.items():
         waiting = WAITING in node.groups
         role = role_or_none(node, role_of) if waiting else next((g for g in node.groups if g in ports), "")
-        found[name] = propose(node, role, ports.get(role, {}), machines[name])
+        found[name] = propose(node, role, ports.get(role, {}), machines[name], groups.get(role))
     written = False
     if accept and any(proposal.variables for proposal in found.values()):
         with (

@@ -43,7 +43,13 @@ def ask(site: Site, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {name: answer["machine"] for name, answer in answers.items()}
 
 
-def propose(node: Node, role: str, networks: Mapping[str, str], machine: Mapping[str, Any]) -> Proposal:
+def propose(
+    node: Node,
+    role: str,
+    networks: Mapping[str, str],
+    machine: Mapping[str, Any],
+    group: Mapping[str, Any] | None = None,
+) -> Proposal:
     """Return what a node's inventory variables should be.
 
     Args:
@@ -51,12 +57,14 @@ def propose(node: Node, role: str, networks: Mapping[str, str], machine: Mapping
         role: compute, storage or whatever it is to be; empty when nobody said.
         networks: the role's ports: kernel name to network.
         machine: as returned by ``ask``.
+        group: variables that the role's group gives to its nodes.
     """
     found = Proposal()
     if role and networks:
         _ports(found, node, networks, machine["ports"])
     if role == "storage":
-        _disks(found, machine["disks"])
+        journals = any(values.get("journal_devices") for values in (node.vars, group or {}))
+        _disks(found, machine["disks"], journals)
     return found
 
 
@@ -109,8 +117,12 @@ def _shown(networks: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {network}" for name, network in networks.items())
 
 
-def _disks(found: Proposal, disks: Sequence[Mapping[str, Any]]) -> None:
-    """Choose data and journal disks: data on spinning or larger ones, journals on SSDs."""
+def _disks(found: Proposal, disks: Sequence[Mapping[str, Any]], named: bool) -> None:
+    """Choose data and journal disks: data on spinning or larger ones, journals on SSDs.
+
+    Args:
+        named: the node, or its group, has ``journal_devices``: they do not fit other data disks.
+    """
     free = [disk for disk in disks if not disk["content"] and not disk["system"] and disk["size"] >= LEAST]
     for disk in disks:
         if disk not in free:
@@ -138,6 +150,8 @@ def _disks(found: Proposal, disks: Sequence[Mapping[str, Any]]) -> None:
         found.variables["journal_devices"] = [
             chosen[i * len(chosen) // len(data)]["path"] for i in range(len(data))
         ]
+    elif named:
+        found.variables["journal_devices"] = []
 
 
 def size(count: int) -> str:

@@ -18,6 +18,7 @@ import yaml
 from cloudctl.errors import ConfigError, UsageError
 
 FILE = "inventory/hosts.yml"
+_ALIAS = re.compile(r"\s*:\s*\*[^\s,\[\]{}]+")
 _PLAIN = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_./-]*")
 
 
@@ -143,33 +144,49 @@ def set_variables(text: str, name: str, variables: Mapping[str, Any]) -> str:
         raise UsageError("host-unknown", f"there is no {name} in the inventory", where=FILE)
     data = _read(text)
     group = next((g for g in groups if _find_group(data, g)["hosts"][name]), groups[0])
-    own = _find_group(data, group)["hosts"][name] or {}
-    lines = text.splitlines()
     key, value = _host_nodes(text, group, name)
-    indent = key.start_mark.column
-    block = isinstance(value, yaml.MappingNode) and not value.flow_style and value.value
-    if not block:
-        first, last = key.start_mark.line, _last_line(value) if own else key.start_mark.line
-        comment = _trailing_comment(lines[last]) if first == last else ""
-        merged = f"{' ' * indent}{_scalar(name)}: {_flow({**own, **variables})}{comment}"
-        edited = [*lines[:first], merged, *lines[last + 1 :]]
+    if isinstance(value, yaml.MappingNode) and value.value:
+        own = {k.value: (k, v) for k, v in value.value}
+        edits = [_replace(text, *own[k], item) for k, item in variables.items() if k in own]
+        new = [f"{_scalar(k)}: {_flow(item)}" for k, item in variables.items() if k not in own]
+        if value.flow_style:
+            at = _value_end(text, *value.value[-1])
+            edits.append((at, at, "".join(f", {entry}" for entry in new)))
+        else:
+            at, indent = _line_end(text, _last_line(value)), value.value[0][0].start_mark.column
+            edits.append((at, at, "".join(f"\n{' ' * indent}{entry}" for entry in new)))
     else:
-        assert isinstance(value, yaml.MappingNode)
-        edited = list(lines)
-        inner = value.value[0][0].start_mark.column
-        spans = {k.value: (k.start_mark.line, _last_line(v)) for k, v in value.value}
-        end = _last_line(value) + 1
-        new = [k for k in variables if k not in spans]
-        edited[end:end] = [f"{' ' * inner}{_scalar(k)}: {_flow(variables[k])}" for k in new]
-        for k in sorted((k for k in variables if k in spans), key=lambda k: -spans[k][0]):
-            first, last = spans[k]
-            edited[first : last + 1] = [f"{' ' * inner}{_scalar(k)}: {_flow(variables[k])}"]
+        edits = [_replace(text, key, value, variables)]
+    edited = text
+    for start, end, words in sorted(edits, reverse=True):
+        edited = edited[:start] + words + edited[end:]
 
     def change(data: dict[str, Any]) -> None:
         hosts = _find_group(data, group)["hosts"]
         hosts[name] = {**(hosts[name] or {}), **variables}
 
-    return _checked(text, "\n".join(edited) + "\n", change)
+    return _checked(text, edited, change)
+
+
+def _replace(text: str, key: yaml.Node, value: yaml.Node, new: Any) -> tuple[int, int, str]:
+    """Return where a key's value stands, and what takes its place: (start, end, text), its comment kept."""
+    start = int(key.end_mark.index)
+    line = text[start : _line_end(text, key.start_mark.line)]
+    comment = _trailing_comment(line) if value.start_mark.line > key.start_mark.line else ""
+    return start, _value_end(text, key, value), f": {_flow(new)}{comment}"
+
+
+def _value_end(text: str, key: yaml.Node, value: yaml.Node) -> int:
+    """Return the index in the text at which a key's value ends."""
+    if value.end_mark.index < key.end_mark.index:
+        alias = _ALIAS.match(text, key.end_mark.index)  # what it means stands elsewhere
+        if alias is None:
+            raise _layout_error()
+        return alias.end()
+    block = isinstance(value, yaml.CollectionNode) and not value.flow_style
+    if block or (isinstance(value, yaml.ScalarNode) and value.style in ("|", ">")):
+        return _line_end(text, _last_line(value))
+    return int(value.end_mark.index)
 
 
 # -- reading -----------------------------------------------------------------------------------
@@ -265,6 +282,11 @@ def _last_line(node: yaml.Node) -> int:
     if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):
         return int(node.end_mark.line) - 1
     return int(node.end_mark.line)
+
+
+def _line_end(text: str, line: int) -> int:
+    """Return the index in the text at which a line (from 0) ends."""
+    return sum(len(each) + 1 for each in text.split("\n")[: line + 1]) - 1
 
 
 # -- writing -----------------------------------------------------------------------------------
@@ -366,6 +388,13 @@ def _flow_error(key: yaml.Node) -> ConfigError:
     )
 
 
+def _layout_error() -> ConfigError:
+    return ConfigError(
+        "inventory-layout", "the inventory is laid out in a way that can't be edited", where=FILE,
+        hint="make the change by hand",
+    )  # fmt: skip
+
+
 def _scalar(value: str) -> str:
     if _PLAIN.fullmatch(value) and yaml.safe_load(value) == value:
         return value
@@ -393,10 +422,7 @@ def _checked(before: str, after: str, change: Any) -> str:
     except yaml.YAMLError:
         found = None
     if _tidy(found) != _tidy(wanted):
-        raise ConfigError(
-            "inventory-layout", "the inventory is laid out in a way that can't be edited", where=FILE,
-            hint="make the change by hand",
-        )  # fmt: skip
+        raise _layout_error()
     return after
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,17 @@ class Host:
 
 @dataclass(frozen=True)
 class Inventory:
-    """Hosts and groups in the order of the file; ``groups`` says where each is defined."""
+    """Hosts and groups in the order of the file.
+
+    Attributes:
+        hosts: by name.
+        groups: where each is defined.
+        vars: by group, what its members get from it, from what contains it and from ``all``.
+    """
 
     hosts: Mapping[str, Host] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
+    vars: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -270,16 +277,22 @@ def _merge(reader: _Reader) -> Inventory:
         for name, where in group.hosts.items():
             member[name] |= above(group.name)
             direct[name][group.name] = where
-    hosts: dict[str, Host] = {}
-    for name, own in reader.hosts.items():
+
+    def given(names: Iterable[str]) -> tuple[dict[str, Any], dict[str, Origin]]:
         values: dict[str, Any] = {}
         origin: dict[str, Origin] = {}
         # Ansible's order: parents before children, then by name; the last wins.
-        for group_name in sorted(member[name], key=lambda item: (depth(item), item)):
+        for group_name in sorted(names, key=lambda item: (depth(item), item)):
             values.update(reader.groups[group_name].vars)
             origin.update(reader.groups[group_name].origin)
+        return values, origin
+
+    hosts: dict[str, Host] = {}
+    for name, own in reader.hosts.items():
+        values, origin = given(member[name])
         values.update(own.vars)
         origin.update(own.origin)
         groups = tuple(sorted(member[name] - {"all", "ungrouped"}, key=order.__getitem__))
         hosts[name] = Host(name, reader.first[name], groups, values, origin, direct[name])
-    return Inventory(hosts, {name: group.where for name, group in reader.groups.items()})
+    places = {name: group.where for name, group in reader.groups.items()}
+    return Inventory(hosts, places, {name: given({"all", *above(name)})[0] for name in places})
