@@ -871,6 +871,25 @@ def test_a_refused_device_stops_everything_before_the_bootstrap(
         ceph.Applier(DESIRED, {}, checks, 60).run()
 
 
+def test_where_all_is_there_nothing_is_done_and_nothing_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceph, "find_cluster", lambda _desired: ("present", ""))
+    state = {"new_osds": [], "uuids": {"u0", "u1"}, **ceph.parse_state(answers(), clients())}
+    monkeypatch.setattr(ceph.Applier, "wait_for_answers", lambda _self: state)
+    monkeypatch.setattr(ceph.Applier, "say", lambda _self, _text: None)
+    for name in ("orchestrate", "wait_for_osds", "wait_for_health"):
+        monkeypatch.setattr(ceph.Applier, name, lambda *_: pytest.fail("something was done"))
+    checks = {"osd01": [check("/dev/sdc", "ours", osd_uuid="u0"), check("/dev/sdb1", "ours", osd_uuid="u0")]}
+    part = {
+        "hosts": DESIRED["hosts"][1:2],
+        "osds": DESIRED["osds"][:1],
+        "config": {},
+        "clients": [],
+        "pools": [],
+    }
+    found = ceph.Applier({**DESIRED, **part}, {}, checks, 60, settle=False).run()
+    assert (found["changed"], found["changes"]) == (False, [])
+
+
 def test_no_new_cluster_where_osds_of_it_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceph, "find_cluster", lambda _desired: ("absent", "x"))
     monkeypatch.setattr(ceph.Applier, "bootstrap", lambda *_: pytest.fail("bootstrapped"))

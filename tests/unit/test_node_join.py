@@ -13,13 +13,14 @@ import pytest
 from site_support import lab_site
 
 from cloudctl.engine.render import render_site
+from cloudctl.errors import VerifyFailed
 from cloudctl.node import journal
 from cloudctl.node.check import judge_leftovers, judge_trial, trials
 from cloudctl.node.inventory import joined
-from cloudctl.node.join import Change, change_of
+from cloudctl.node.join import Change, build, change_of
 from cloudctl.node.others import Work, call_of, ceph_of, works
 from cloudctl.node.prove import silent_agents
-from cloudctl.operations.steps import BEGUN, DONE
+from cloudctl.operations.steps import BEGUN, DONE, execute
 from cloudctl.site.edit_inventory import add_host, remove_host
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Site
@@ -251,6 +252,36 @@ def test_an_unfinished_run_is_told_until_it_ended(tmp_path: Path) -> None:
 def test_the_same_nodes_again_go_on(tmp_path: Path) -> None:
     journal.begin(tmp_path, journal.ADD, {"compute02": "compute"}).mark("prepare", DONE)
     assert journal.begin(tmp_path, journal.ADD, {"compute02": "compute"}).state("prepare") == DONE
+
+
+def test_what_was_done_is_looked_at_again_when_it_goes_on(tmp_path: Path) -> None:
+    done: list[str] = []
+    broken = {"prove"}
+
+    def doing(key: str) -> Any:
+        def do(*_arguments: Any) -> str:
+            done.append(key)
+            if key in broken:
+                raise VerifyFailed("node-not-proven", "no VM boots")
+            return ""
+
+        return do
+
+    joining: Any = SimpleNamespace(
+        names=["compute02"], change=SimpleNamespace(others={"ctl01": Work(files=[{"path": "/etc/hosts"}])}),
+        **{key: doing(key) for key in ("prepare", "register", "prove", "settle")},
+    )  # fmt: skip
+    computes = SimpleNamespace(start=lambda: None)
+    nodes = {"compute02": "compute"}
+    with pytest.raises(VerifyFailed):
+        execute(build(joining, computes), journal.begin(tmp_path, journal.ADD, nodes))
+    assert done == ["prepare", "register", "prove"]
+    # Meanwhile a deploy may have taken back what the others were told.
+    done.clear()
+    broken.clear()
+    state = journal.begin(tmp_path, journal.ADD, nodes)
+    assert {outcome.result for outcome in execute(build(joining, computes), state)} == {"done"}
+    assert done == ["prepare", "register", "prove", "settle"]
 
 
 def test_where_nothing_was_begun_nothing_is_left(tmp_path: Path) -> None:

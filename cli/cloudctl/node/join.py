@@ -394,9 +394,14 @@ def build(joining: Joining, computes: Any) -> list[Step]:
         computes.start()
         return joining.prepare()
 
+    def step(key: str, title: str, run: Callable[[Journal], str], nodes: Sequence[str] = ()) -> Step:
+        # Each looks at what is there first. Between two runs a deploy, which does not know the nodes yet, may
+        # have taken back what the others were told, and the inventory may say something else: all run again.
+        return Step(key, title, run, nodes, every_time=True)
+
     return [
-        Step("prepare", "base settings, network, engine, services", prepare, names, every_time=True),
-        Step("register", "what the others need to know", lambda journal: joining.register(), told),
-        Step("prove", "whether they do their work", lambda journal: joining.prove(computes), names),
-        Step("settle", "the inventory", lambda journal: joining.settle()),
+        step("prepare", "base settings, network, engine, services", prepare, names),
+        step("register", "what the others need to know", lambda journal: joining.register(), told),
+        step("prove", "whether they do their work", lambda journal: joining.prove(computes), names),
+        step("settle", "the inventory", lambda journal: joining.settle()),
     ]
