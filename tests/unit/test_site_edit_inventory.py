@@ -51,6 +51,9 @@ all:
 """
 
 
+HEAD = "all:\n  children:\n    newnodes:\n      hosts:\n"
+
+
 def changed(before: str, after: str) -> list[str]:
     """Return the added and removed lines."""
     lines = difflib.ndiff(before.splitlines(), after.splitlines())
@@ -96,7 +99,7 @@ def test_empty_groups_in_other_forms(empty: str) -> None:
 
 
 def test_a_host_moves_with_its_lines_and_comment() -> None:
-    text = move_host(INVENTORY, "compute02", "newnodes")
+    text = move_host(INVENTORY, "compute02", "newnodes", source="compute")
     assert "        # slow fan\n        compute02:\n          ansible_host: 10.10.10.22\n" in text
     assert "{mtu: 1500}  # old switch" in text
     assert text.index("newnodes") < text.index("slow fan")
@@ -104,6 +107,64 @@ def test_a_host_moves_with_its_lines_and_comment() -> None:
         move_host(text, "compute02", "compute").rstrip()
         == INVENTORY.replace("    newnodes:\n", "    newnodes:\n      hosts:\n").rstrip()
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "moved"),
+    [
+        # A group of the operator's own: the host stays in it.
+        (
+            HEAD + "        n1: {role: compute}\n    rack7:\n      hosts:\n        n1:\n    compute:\n",
+            HEAD + "    rack7:\n      hosts:\n        n1:\n    compute:\n"
+            "      hosts:\n        n1: {role: compute}\n",
+        ),
+        # Variables of all hosts in one place.
+        (
+            "all:\n  hosts:\n    n1: {ansible_host: 10.0.0.9}\n  children:\n    newnodes:\n      hosts:\n"
+            "        n1:\n    compute:\n",
+            "all:\n  hosts:\n    n1: {ansible_host: 10.0.0.9}\n  children:\n    newnodes:\n      hosts:\n"
+            "    compute:\n      hosts:\n        n1:\n",
+        ),
+        # Groups at the top.
+        (
+            "compute:\n  hosts:\n    c1:\nnewnodes:\n  hosts:\n    n1: {ansible_host: 10.0.0.9}\n",
+            "compute:\n  hosts:\n    c1:\n    n1: {ansible_host: 10.0.0.9}\nnewnodes:\n  hosts:\n",
+        ),
+        (
+            "all:\n  vars: {}\ncompute:\nnewnodes:\n  hosts:\n    n1:\n",
+            "all:\n  vars: {}\ncompute:\n  hosts:\n    n1:\nnewnodes:\n  hosts:\n",
+        ),
+        # A group that is named at several places.
+        (
+            "all:\n  children:\n    zone: {children: {compute: }}\n    newnodes:\n      hosts:\n        n1:\n"
+            "    compute:\n      hosts:\n        c1:\n",
+            "all:\n  children:\n    zone: {children: {compute: }}\n    newnodes:\n      hosts:\n"
+            "    compute:\n      hosts:\n        c1:\n        n1:\n",
+        ),
+        # A group that is missing.
+        (
+            HEAD + "        n1:\n",
+            HEAD + "    compute:\n      hosts:\n        n1:\n",
+        ),
+    ],
+)  # fmt: skip
+def test_a_host_leaves_newnodes_and_no_other_group(text: str, moved: str) -> None:
+    assert move_host(text, "n1", "compute") == moved
+
+
+SECRET = (
+    "          ansible_become_password: !vault |\n            $ANSIBLE_VAULT;1.1;AES256\n            6162\n"
+)
+
+
+def test_values_with_ansibles_tags_stay_as_they_are() -> None:
+    text = HEAD + f"        n1:\n{SECRET}        n2: {{custom_a: !unsafe '{{{{'}}\n    compute:\n"
+    assert add_host(text, "compute", "c1", {}) == text + "      hosts:\n        c1: {}\n"
+    assert set_variables(text, "n2", {"role": "compute"}) == text.replace("'}", "', role: compute}")
+    after = set_variables(text, "n1", {"role": "compute"})
+    assert after == text.replace("6162\n", "6162\n          role: compute\n")
+    assert SECRET in move_host(text, "n1", "compute")
+    assert remove_host(text, "n1") == text.replace(f"        n1:\n{SECRET}", "")
 
 
 def test_a_removed_host_takes_only_its_own_lines() -> None:
@@ -144,6 +205,8 @@ def test_another_host_takes_a_place_in_one_group() -> None:
         swap_member(MONS, "mons", "osd03", "osd01")
     assert caught.value.ref == "host-not-in-group"
     assert names_in(MONS, "control") == []
+    top = "mons:\n  hosts:\n    osd01:\n"
+    assert swap_member(top, "mons", "osd01", "osd03") == "mons:\n  hosts:\n    osd03:\n"
 
 
 def test_variables_are_set_in_both_layouts() -> None:
@@ -154,9 +217,6 @@ def test_variables_are_set_in_both_layouts() -> None:
         "+           ansible_host: 10.10.10.29",
         "+           devices: [/dev/sdc]",
     ]
-
-
-HEAD = "all:\n  children:\n    newnodes:\n      hosts:\n"
 
 
 @pytest.mark.parametrize(
@@ -218,6 +278,10 @@ def test_refusals() -> None:
         remove_host(INVENTORY, "compute09")
     with pytest.raises(UsageError):
         move_host(INVENTORY, "ctl01", "control")
+    with pytest.raises(UsageError, match="not in newnodes"):
+        move_host(INVENTORY, "ctl01", "compute")
+    with pytest.raises(ConfigError, match=r"no all\.children"):
+        add_host("all: {}\ncompute:\n", "newnodes", "n1", {})
     with pytest.raises(ConfigError, match="braces"):
         add_host("all: {children: {compute: {hosts: {a: {}}}}}", "compute", "b", {})
     with pytest.raises(ConfigError):

@@ -6,7 +6,6 @@ result is read back: what it says must be exactly the wanted change, else nothin
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import re
@@ -39,10 +38,7 @@ def add_host(text: str, group: str, name: str, variables: Mapping[str, Any]) -> 
         raise UsageError("host-exists", f"{name} is in the inventory already", where=FILE)
 
     def change(data: dict[str, Any]) -> None:
-        groups = data.setdefault("all", {}).setdefault("children", {})
-        body = groups.get(group) or {}
-        body["hosts"] = {**(body.get("hosts") or {}), name: dict(variables)}
-        groups[group] = body
+        _give(data, group, name, dict(variables))
 
     return _checked(text, _insert(text, group, name, [f"{_scalar(name)}: {_flow(variables)}"]), change)
 
@@ -63,49 +59,40 @@ def remove_host(text: str, name: str) -> str:
 
     def change(data: dict[str, Any]) -> None:
         for group in groups:
-            del _find_group(data, group)["hosts"][name]
+            del _hosts_with(data, group, name)[name]
 
     return _checked(text, edited, change)
 
 
-def move_host(text: str, name: str, group: str) -> str:
+def move_host(text: str, name: str, group: str, source: str = "newnodes") -> str:
     """Return the inventory with a host in another group, its own lines (and comments) unchanged.
 
-    The host must be named by one group; groups that contain groups don't count.
+    It leaves the group that it comes from, and no other one.
 
     Raises:
-        UsageError: there is no such host, or it is there already.
-        ConfigError: several groups name it, or the layout can't be edited.
+        UsageError: there is no such host in the source, or it is there already.
+        ConfigError: the layout can't be edited.
     """
     groups = _groups_of(_read(text), name)
     if not groups:
         raise UsageError("host-unknown", f"there is no {name} in the inventory", where=FILE)
-    if groups == [group]:
+    if group in groups:
         raise UsageError("host-in-group", f"{name} is in {group} already", where=FILE)
-    if len(groups) > 1:
-        raise ConfigError(
-            "host-in-several-groups",
-            f"{name} is named by {', '.join(groups)}",
-            where=FILE,
-            hint="move it by hand",
-        )
-    edited, block = _cut(text, groups[0], name)
+    if source not in groups:
+        raise UsageError("host-not-in-group", f"{name} is not in {source}", where=FILE)
+    edited, block = _cut(text, source, name)
     edited = _insert(edited, group, name, block)
 
     def change(data: dict[str, Any]) -> None:
-        variables = _find_group(data, groups[0])["hosts"].pop(name)
-        target = data["all"]["children"].get(group) or {}
-        target["hosts"] = {**(target.get("hosts") or {}), name: variables}
-        data["all"]["children"][group] = target
+        _give(data, group, name, _hosts_with(data, source, name).pop(name))
 
     return _checked(text, edited, change)
 
 
 def names_in(text: str, group: str) -> list[str]:
     """Return the hosts that a group names itself, without those of the groups in it."""
-    with contextlib.suppress(KeyError, AttributeError, TypeError):
-        return list(_read(text)["all"]["children"][group]["hosts"])
-    return []
+    places = _places(_read(text), group)
+    return [host for groups in places for host in (groups[group] or {}).get("hosts") or ()]
 
 
 def swap_member(text: str, group: str, old: str, new: str) -> str:
@@ -125,7 +112,7 @@ def swap_member(text: str, group: str, old: str, new: str) -> str:
     edited = _insert(edited, group, new, [f"{_scalar(new)}:"])
 
     def change(data: dict[str, Any]) -> None:
-        hosts = _find_group(data, group)["hosts"]
+        hosts = _hosts_with(data, group, old)
         del hosts[old]
         hosts[new] = None
 
@@ -143,7 +130,7 @@ def set_variables(text: str, name: str, variables: Mapping[str, Any]) -> str:
     if not groups:
         raise UsageError("host-unknown", f"there is no {name} in the inventory", where=FILE)
     data = _read(text)
-    group = next((g for g in groups if _find_group(data, g)["hosts"][name]), groups[0])
+    group = next((g for g in groups if _hosts_with(data, g, name)[name]), groups[0])
     key, value = _host_nodes(text, group, name)
     if isinstance(value, yaml.MappingNode) and value.value:
         own = {k.value: (k, v) for k, v in value.value}
@@ -162,7 +149,7 @@ def set_variables(text: str, name: str, variables: Mapping[str, Any]) -> str:
         edited = edited[:start] + words + edited[end:]
 
     def change(data: dict[str, Any]) -> None:
-        hosts = _find_group(data, group)["hosts"]
+        hosts = _hosts_with(data, group, name)
         hosts[name] = {**(hosts[name] or {}), **variables}
 
     return _checked(text, edited, change)
@@ -192,9 +179,20 @@ def _value_end(text: str, key: yaml.Node, value: yaml.Node) -> int:
 # -- reading -----------------------------------------------------------------------------------
 
 
+class _Loader(yaml.SafeLoader):
+    """Takes values with Ansible's own tags (``!vault``, ``!unsafe``) as they are."""
+
+
+_Loader.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix} {node.value}")
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
 def _read(text: str) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(text)
+        data = _load(text)
     except yaml.YAMLError as error:
         raise ConfigError("yaml-syntax", f"the inventory is no YAML: {error}", where=FILE) from error
     if not isinstance(data, dict):
@@ -219,10 +217,32 @@ def _groups_of(data: Mapping[str, Any], host: str) -> list[str]:
     return [name for name, body in _all_groups(data) if host in (body.get("hosts") or {})]
 
 
-def _find_group(data: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """Return the body of the group that has hosts, or of the first one of that name."""
+def _hosts_with(data: Mapping[str, Any], group: str, host: str) -> dict[str, Any]:
+    """Return the hosts of a group, at the place where it names a host (it may be written at several)."""
     bodies = [body for name, body in _all_groups(data) if name == group]
-    return next((body for body in bodies if body.get("hosts")), bodies[0])
+    found: dict[str, Any] = next(body["hosts"] for body in bodies if host in (body.get("hosts") or {}))
+    return found
+
+
+def _give(data: dict[str, Any], group: str, name: str, variables: Any) -> None:
+    """Put a host into a group: where this one is written, preferably with hosts, else below ``all``."""
+    places = _places(data, group)
+    if not places:
+        data["all"] = data.get("all") or {}
+        data["all"]["children"] = data["all"].get("children") or {}
+        places = [data["all"]["children"]]
+    place = next((groups for groups in places if "hosts" in (groups.get(group) or {})), places[0])
+    body = place[group] = place.get(group) or {}
+    body["hosts"] = {**(body.get("hosts") or {}), name: variables}
+
+
+def _places(groups: dict[str, Any], group: str) -> list[dict[str, Any]]:
+    """Return what holds a group: the top, or the children of another one."""
+    found = [groups] if group in groups else []
+    for body in groups.values():
+        if isinstance(body, dict):
+            found += _places(body.get("children") or {}, group)
+    return found
 
 
 def _compose(text: str) -> yaml.MappingNode:
@@ -327,7 +347,10 @@ def _insert(text: str, group: str, name: str, block: list[str]) -> str:
         everything = _item(_compose(text), "all")
         children = _item(everything[1], "children") if everything else None
         if not children or not isinstance(children[1], yaml.MappingNode) or not children[1].value:
-            raise ConfigError("inventory-layout", "there is no all.children to add a group to", where=FILE)
+            raise ConfigError(
+                "inventory-layout", "there is no all.children to add a group to", where=FILE,
+                hint=f"write `{group}:` where your groups stand",
+            )  # fmt: skip
         if children[1].flow_style:
             raise _flow_error(children[0])
         column = children[1].value[0][0].start_mark.column
@@ -418,7 +441,7 @@ def _checked(before: str, after: str, change: Any) -> str:
     wanted = copy.deepcopy(_read(before))
     change(wanted)
     try:
-        found = yaml.safe_load(after)
+        found = _load(after)
     except yaml.YAMLError:
         found = None
     if _tidy(found) != _tidy(wanted):
