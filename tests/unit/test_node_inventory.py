@@ -12,8 +12,8 @@ from cloudctl.errors import ConfigError, UsageError
 from cloudctl.node import facts
 from cloudctl.node.facts import propose
 from cloudctl.node.future import future_site
-from cloudctl.node.inventory import joined, remember_empty, role_of, tidied, waiting
-from cloudctl.site.edit_inventory import add_host, set_variables
+from cloudctl.node.inventory import joined, read_text, remember_empty, role_of, tidied, waiting, write_text
+from cloudctl.site.edit_inventory import add_host, remove_host, set_variables
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Node
 
@@ -41,6 +41,23 @@ def test_the_diff_of_a_node_that_came_is_its_own_line(site: Path, empty: str) ->
         "compute09: {ansible_host: 10.10.10.29, role: compute}"
     ]
     assert len(new) == len(old) + 1
+
+
+@pytest.mark.parametrize(("ends", "last"), [("\n", "\n"), ("\r\n", "\r\n"), ("\n", ""), ("\r\n", "")])
+def test_lines_end_as_they_did(site: Path, ends: str, last: str) -> None:
+    path = site / HOSTS
+    text = path.read_text().rstrip("\n") + "\n    # the end\n"
+
+    def written(words: str) -> bytes:
+        return (words.removesuffix("\n").replace("\n", ends) + last).encode()
+
+    path.write_bytes(written(text))
+    assert read_text(site) == text.removesuffix("\n") + ("\n" if last else "")
+    edited = add_host(read_text(site), "compute", "compute09", {"ansible_host": "10.10.10.29"})
+    write_text(site, edited)
+    assert path.read_bytes() == written(edited)
+    write_text(site, remove_host(read_text(site), "compute09"))
+    assert path.read_bytes() == written(text)
 
 
 def test_a_group_that_has_others_is_left_alone(site: Path) -> None:

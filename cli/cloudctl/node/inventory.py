@@ -21,13 +21,19 @@ _EMPTY = "newnodes.empty"
 
 
 def read_text(site: Path) -> str:
-    """Return the inventory's text."""
+    """Return the inventory's text, its lines ended by ``\\n``."""
     return (site / INVENTORY).read_text(encoding="utf-8")
 
 
 def write_text(site: Path, text: str) -> None:
-    """Write the inventory, whole or not at all; its permissions stay."""
+    """Write the inventory, whole or not at all; its permissions stay, and how its lines end."""
     path = site / INVENTORY
+    with path.open(encoding="utf-8", newline="") as stream:
+        present = stream.read()
+    if not present.endswith("\n"):
+        text = text.removesuffix("\n")
+    if "\r\n" in present:
+        text = text.replace("\n", "\r\n")
     write_atomically(path, text, mode=path.stat().st_mode & 0o777)
 
 
