@@ -70,6 +70,37 @@ def test_a_group_that_has_others_is_left_alone(site: Path) -> None:
     assert "compute10" in after
 
 
+def test_what_was_written_into_the_group_meanwhile_stays(site: Path) -> None:
+    path = site / HOSTS
+    before = path.read_text()
+    remember_empty(load_site(site, with_secrets=False), before)
+    text = add_host(before, "newnodes", "compute09", {"ansible_host": "10.10.10.29", "role": "compute"})
+    group = text[text.index("    newnodes:") :]
+    for old, new in (
+        ("newnodes:", "newnodes:  # rack 7, see ticket 4711"),
+        ("      hosts:\n", "      vars: {custom_rack: r7}\n      hosts:\n"),
+        ("      hosts:\n", "      # arrives in May\n      hosts:\n"),
+    ):
+        after = joined(text.replace(group, group.replace(old, new, 1)), {"compute09": "compute"})
+        assert tidied(site, after) == after
+        assert new in after
+    assert tidied(site, joined(text, {"compute09": "compute"})).endswith(
+        before[before.index("    newnodes:") :]
+    )
+
+
+def test_a_group_is_tidied_beside_values_that_are_encrypted(site: Path) -> None:
+    path = site / HOSTS
+    secret = (
+        "all:\n  vars:\n    ansible_become_password: !vault |\n      $ANSIBLE_VAULT;1.1;AES256\n      6162\n"
+    )
+    before = path.read_text().replace("all:\n", secret, 1)
+    path.write_text(before)
+    remember_empty(load_site(site, with_secrets=False), before)
+    text = add_host(before, "newnodes", "compute09", {"ansible_host": "10.10.10.29"})
+    assert tidied(site, remove_host(text, "compute09")) == before
+
+
 def node(**variables: object) -> Node:
     return Node("n", ("newnodes",), "10.10.10.99", vars=variables)
 

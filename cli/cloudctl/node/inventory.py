@@ -6,18 +6,17 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from cloudctl.errors import ConfigError, UsageError
 from cloudctl.runs.lock import state_directory
 from cloudctl.runs.record import write_atomically
-from cloudctl.site.edit_inventory import move_host
+from cloudctl.site.edit_inventory import add_host, move_host, remove_host
 from cloudctl.site.load import INVENTORY
 from cloudctl.site.model import Node, Site
 
 WAITING = "newnodes"
 ROLES = ("compute", "storage")
 _EMPTY = "newnodes.empty"
+_ANYBODY = "-"  # no host can be called so
 
 
 def read_text(site: Path) -> str:
@@ -98,21 +97,22 @@ def remember_empty(site: Site, before: str) -> None:
 
 
 def tidied(site: Path, text: str) -> str:
-    """Return the inventory with an emptied ``newnodes`` as it was written before somebody came into it."""
-    groups = (yaml.safe_load(text).get("all") or {}).get("children") or {}
+    """Return the inventory with an emptied ``newnodes`` as it was written before somebody came into it.
+
+    Only where what stands there now is what coming and going make of that; else somebody wrote into it.
+    """
     lines = _lines_of_waiting(text)
     kept = state_directory(site) / _EMPTY
-    if lines is None or (groups.get(WAITING) or {}).get("hosts") or not kept.is_file():
+    if lines is None or not kept.is_file():
         return text
     every = text.splitlines()
     edited = [*every[: lines[0]], *kept.read_text(encoding="utf-8").splitlines(), *every[lines[1] + 1 :]]
     result = "\n".join(edited) + "\n"
     try:
-        after = yaml.safe_load(result)
-        same = (after["all"]["children"] | {WAITING: None}) == groups | {WAITING: None}
-    except (yaml.YAMLError, KeyError, TypeError):
+        emptied = remove_host(add_host(result, WAITING, _ANYBODY, {}), _ANYBODY)
+    except (ConfigError, UsageError):
         return text
-    return result if same and not (after["all"]["children"][WAITING] or {}).get("hosts") else text
+    return result if emptied == text else text
 
 
 def _lines_of_waiting(text: str) -> tuple[int, int] | None:
