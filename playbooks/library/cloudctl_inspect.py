@@ -1,16 +1,18 @@
 #!/usr/bin/python
 """What a machine has: network ports and disks.
 
-Runs on the node with the standard library alone and changes nothing.
+Runs on the node with the standard library alone and leaves it as it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -22,14 +24,21 @@ short_description: Report a machine's network ports and disks
 description:
   - Reads every physical network port with its MAC, speed and link, and every disk with a stable path, size,
     kind, what is on it and whether the system uses it.
-  - Changes nothing.
-options: {}
+  - Changes nothing. With O(raise_ports), ports that are down are up for some seconds.
+options:
+  raise_ports:
+    description:
+      - Set ports that are down up until they have a link, for five seconds at most, and down again; a port
+        that is down does not tell whether a cable is in it.
+    type: bool
+    default: false
 author: cloudctl
 """
 
 EXAMPLES = r"""
 - name: What the machine has
   cloudctl_inspect:
+    raise_ports: true
 """
 
 RETURN = r"""
@@ -44,6 +53,7 @@ machine:
 
 VIRTUAL = re.compile(r"(lo|br-.*|ovs-.*|docker.*|veth.*|tap.*|virbr.*|genev.*|vxlan.*)")
 DISKS = re.compile(r"(sd[a-z]+|vd[a-z]+|xvd[a-z]+|hd[a-z]+|nvme\d+n\d+|loop\d+)")
+CARRIER = 5.0  # seconds that a port may take until it has a link
 PREFERRED = ("wwn-", "nvme-eui.", "nvme-uuid.", "scsi-3", "ata-", "scsi-", "nvme-", "virtio-", "lab-")
 
 
@@ -64,15 +74,49 @@ def read(path):
         return ""
 
 
-def ports(root="/sys/class/net"):
-    """Return the physical network ports (and what looks like them), in the kernel's order."""
+def read_links(root):
+    """Return by name what ``ip`` tells of the physical network ports (and what looks like them)."""
     links = {link.get("ifname"): link for link in json.loads(run(["ip", "-json", "address"]) or "[]")}
+    # A port of a virtual machine or a container has no device; what bridges and tunnels make is none.
+    return {
+        name: link
+        for name, link in links.items()
+        if not VIRTUAL.fullmatch(name)
+        and not Path(f"{root}/{name}/bridge").exists()
+        and link.get("link_type") == "ether"
+    }
+
+
+@contextlib.contextmanager
+def raised(names, root):
+    """Have ports up, all of them with a link or after some seconds; they are down again afterwards."""
+    try:
+        for name in names:
+            run(["ip", "link", "set", "dev", name, "up"])
+        end = time.monotonic() + CARRIER
+        while any(read(f"{root}/{name}/carrier") != "1" for name in names) and time.monotonic() < end:
+            time.sleep(0.1)
+        yield
+    finally:
+        for name in names:
+            run(["ip", "link", "set", "dev", name, "down"])
+
+
+def ports(raise_ports=False, root="/sys/class/net"):
+    """Return the physical network ports, in the kernel's order."""
+    links = read_links(root)
+    down = [name for name, link in links.items() if raise_ports and "UP" not in link.get("flags", [])]
+    if down:
+        with raised(down, root):
+            return describe(read_links(root), root)
+    return describe(links, root)
+
+
+def describe(links, root):
+    """Return what is told of ports."""
     found = []
     for name, link in links.items():
         place = f"{root}/{name}"
-        # A port of a virtual machine or a container has no device; what bridges and tunnels make is none.
-        if VIRTUAL.fullmatch(name) or Path(f"{place}/bridge").exists() or link.get("link_type") != "ether":
-            continue
         speed = read(f"{place}/speed")
         flags = link.get("flags", [])
         found.append(
@@ -153,8 +197,11 @@ def disks(root="/sys/block"):
 
 def main():
     """Run the module."""
-    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
-    module.exit_json(changed=False, machine={"ports": ports(), "disks": disks()})
+    module = AnsibleModule(
+        argument_spec={"raise_ports": {"type": "bool", "default": False}}, supports_check_mode=True
+    )
+    raise_ports = module.params["raise_ports"] and not module.check_mode
+    module.exit_json(changed=False, machine={"ports": ports(raise_ports), "disks": disks()})
 
 
 if __name__ == "__main__":

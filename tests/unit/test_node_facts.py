@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.module_utils import cloudctl_net as net
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloudctl.errors import CheckFailed
+from cloudctl.node import facts
 from cloudctl.node.facts import GIB, propose, refuse_members, size
 from cloudctl.node.listing import state_of
 from cloudctl.site.model import Node
@@ -125,6 +130,99 @@ def test_a_port_without_a_cable_is_not_chosen() -> None:
     found = ports(port("eno1", address="10.10.10.219"), port("enp2", link=False), port("enp3"))
     assert found.variables["interfaces"]["eth1"] == {"mac": "52:54:00:00:00:30"}
     assert any("none for replication" in note for note in found.notes)
+
+
+def test_a_cable_in_another_port_is_told_where_the_name_is_taken() -> None:
+    # No other port can be called eth1: it is there, and stays what it is called, as does eth2.
+    found = ports(port("eth0", address="10.10.10.219"), port("eth1", link=False), port("eth2"), port("eth3"))
+    assert "interfaces" not in found.variables
+    assert found.notes[0] == "eth1 has no link: it is not chosen"
+    assert found.notes[1].startswith("storage: eth3 cannot be called eth1, another port keeps that name")
+    assert found.reasons == [
+        "management: eth0 (52:54:00:00:00:00, 10000 Mbit/s) as eth0",
+        "replication: eth2 (52:54:00:00:00:20, 10000 Mbit/s) as eth2",
+    ]
+
+
+def test_ports_that_have_wanted_names_are_used_before_others() -> None:
+    own = port("eth0", address="10.10.10.219")
+    found = ports(own, port("eth1", speed=1000), port("eth2"), port("eth3", speed=25000))
+    assert found.variables["interfaces"] == {
+        "eth1": {"mac": "52:54:00:00:00:20"},
+        "eth2": {"mac": "52:54:00:00:00:10"},
+    }
+    # A speed that is not known is no reason to give a port another name.
+    found = ports(own, port("eth1", speed=None, link=None), port("eth2"), port("eth3"))
+    assert "interfaces" not in found.variables
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["eth0", "eth1", "eth2", "eth3", "ens1", "ens2"]),
+            st.sampled_from([None, 1000, 10000]), st.sampled_from([None, True, False]),
+        ),
+        max_size=6, unique_by=lambda item: item[0],
+    ),
+    st.integers(0, 5),
+)  # fmt: skip
+def test_every_proposal_can_be_carried_out(given_ports: list[Any], own: int) -> None:
+    there = [
+        {**port(name, speed=speed, link=link, address="10.10.10.219" if number == own else ""), "mac": name}
+        for number, (name, speed, link) in enumerate(given_ports)
+    ]
+    found = ports(*there).variables.get("interfaces", {})
+    wanted = [{"name": name, "mac": entry["mac"]} for name, entry in found.items()]
+    assert len({entry["mac"] for entry in wanted}) == len(wanted)
+    net.renames([{"name": item["name"], "mac": item["mac"], "kind": None} for item in there], wanted)
+
+
+def test_of_the_networks_that_are_called_as_wanted_the_other_one_lacks_a_port() -> None:
+    found = ports(port("eth0", address="10.10.10.219"), port("eth1", link=False), port("eth2"))
+    assert "interfaces" not in found.variables
+    assert any("none for storage" in note for note in found.notes)
+
+
+def test_ports_that_are_down_come_last_and_are_told() -> None:
+    found = ports(
+        port("eno1", address="10.10.10.219"), port("ens1", speed=None, link=None),
+        port("ens2", speed=None, link=None), port("ens3", speed=1000),
+    )  # fmt: skip
+    assert found.variables["interfaces"]["eth1"] == {"mac": "52:54:00:00:00:30"}
+    assert found.variables["interfaces"]["eth2"] == {"mac": "52:54:00:00:00:10"}
+    assert found.notes == ["ens1 is down: nobody knows whether it has a cable", "no empty disk"]
+    found = ports(port("eth0", address="10.10.10.219"), port("eth1", link=None), port("eth2"))
+    assert found.notes == ["eth1 is down: nobody knows whether it has a cable", "no empty disk"]
+
+
+def test_a_port_that_was_named_by_its_mac_is_named_anew() -> None:
+    node = Node(
+        "n", ("newnodes",), "1", vars={"interfaces": {"eth1": {"mac": "52:54:00:00:00:90", "mtu": 1500}}}
+    )
+    machine = {"ports": [port("eth0", address="1"), port("eth1"), port("eth2")], "disks": []}
+    found = propose(node, "storage", STORAGE, machine).variables["interfaces"]
+    assert found == {"eth1": {"mac": "52:54:00:00:00:10", "mtu": 1500}}
+
+
+def test_nothing_is_proposed_for_a_node_that_is_to_be_nothing() -> None:
+    machine = {"ports": [port("eth0")], "disks": [disk("a", 100)]}
+    found = propose(NODE, "", {}, machine)
+    assert found.variables == {}
+    assert any("role: storage" in note for note in found.notes)
+    assert propose(Node("x", ("mine",), "10.10.10.9"), "", {}, machine).notes == []
+
+
+def test_only_ports_of_waiting_nodes_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def call(path: Any, module: str, calls: dict[str, Any]) -> Any:
+        asked.update(calls)
+        return SimpleNamespace(all_or_raise=lambda: {name: {"machine": {}} for name in calls})
+
+    monkeypatch.setattr(facts, "call", call)
+    nodes = {"osd09": NODE, "osd01": Node("osd01", ("storage",), "10.10.10.211")}
+    facts.ask(SimpleNamespace(path="", nodes=nodes), list(nodes))  # type: ignore[arg-type]
+    assert asked == {"osd09": {"raise_ports": True}, "osd01": {"raise_ports": False}}
 
 
 def test_only_waiting_nodes_are_written_about() -> None:

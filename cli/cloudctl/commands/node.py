@@ -198,8 +198,8 @@ def inspect_command(site_path: Path, names: tuple[str, ...], accept: bool, outpu
     """Show what a machine has, and propose its ports and its OSD devices.
 
     Ports with MAC, speed and link; disks by stable path with size, kind and content. Data goes on spinning or
-    larger disks, journals on SSDs; a disk with anything on it is left alone. Nothing is written without
-    --accept.
+    larger disks, journals on SSDs; a disk with anything on it is left alone. Ports of a waiting node that are
+    down are up for some seconds, to see their link. Nothing is written without --accept.
     """
     from cloudctl.node.facts import ask, propose, refuse_members
     from cloudctl.node.inventory import WAITING, read_text, role_of, write_text

@@ -34,12 +34,13 @@ class Proposal:
 
 
 def ask(site: Site, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return by node what ``cloudctl_inspect`` found.
+    """Return by node what ``cloudctl_inspect`` found; on waiting nodes, ports that are down are tried.
 
     Raises:
         CloudctlError, MultiError: a node does not answer.
     """
-    answers = call(site.path, "cloudctl_inspect", {name: {} for name in names}).all_or_raise()
+    calls = {name: {"raise_ports": "newnodes" in site.nodes[name].groups} for name in names}
+    answers = call(site.path, "cloudctl_inspect", calls).all_or_raise()
     return {name: answer["machine"] for name, answer in answers.items()}
 
 
@@ -60,6 +61,8 @@ def propose(
         group: variables that the role's group gives to its nodes.
     """
     found = Proposal()
+    if not role and "newnodes" in node.groups:
+        found.notes.append("say what it is to be: `role: compute` or `role: storage` in the inventory")
     if role and networks:
         _ports(found, node, networks, machine["ports"])
     if role == "storage":
@@ -71,7 +74,10 @@ def propose(
 def _ports(
     found: Proposal, node: Node, networks: Mapping[str, str], ports: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Name the machine's ports: the one with the management address, then the faster ones first."""
+    """Name the machine's ports: the one with the management address, then the faster ones first.
+
+    Where all are as fast, those that are called as networks.yml calls them are what was meant.
+    """
     own = [port for port in ports if node.address in port["addresses"]]
     wanted = sorted(
         ((name, network) for name, network in networks.items() if network != "management"),
@@ -81,36 +87,74 @@ def _ports(
     left = [port for port in ports if port not in own and port["link"] is not False]
     if management and not own:
         found.notes.append(f"no port has the management address {node.address}")
-    if len(left) < len(wanted):
-        without = ", ".join(network for _name, network in wanted[len(left) :])
+    cut = {port["name"] for port in ports if port["link"] is False}
+    found.notes += [f"{name} has no link: it is not chosen" for name, _network in wanted if name in cut]
+    chosen = _chosen([name for name, _network in wanted], left)
+    if len(chosen) < len(wanted):
+        without = ", ".join(network for name, network in wanted if name not in chosen)
         found.notes.append(
             f"{len(left)} more ports with a link for {len(wanted)} networks: none for {without}"
         )
-    if {port["name"] for port in ports} >= set(networks) and own and own[0]["name"] == management:
-        # They are called as networks.yml calls them; where all are as fast, that is what was meant.
-        speeds = {port["speed"] for port in left}
-        if len(speeds) <= 1:
-            found.reasons.append(f"ports are called as networks.yml does: {_shown(networks)}")
-            return
-    chosen: dict[str, Mapping[str, Any]] = {}
     if management and own:
         chosen[management] = own[0]
-    fast = sorted(left, key=lambda port: -(port["speed"] or 0))
-    for (name, _network), port in zip(wanted, fast, strict=False):
-        chosen[name] = port
-    if not chosen:
-        return
+    for name in _names_taken(chosen, ports):
+        found.notes.append(
+            f"{networks[name]}: {chosen.pop(name)['name']} cannot be called {name}, another port keeps that "
+            f"name: put the cable into {name}, or give the ports other names in networks.yml"
+        )
+    found.notes += [
+        f"{port['name']} is down: nobody knows whether it has a cable"
+        for port in chosen.values()
+        if port["link"] is None
+    ]
     written = node.vars.get("interfaces") or {}
     interfaces: dict[str, Any] = {name: dict(entry or {}) for name, entry in written.items()}
+    reasons = []
     for name in networks:
         if name in chosen:
             port = chosen[name]
-            if port["name"] != name:
+            if port["name"] != name or "mac" in interfaces.get(name, {}):
                 interfaces[name] = {**interfaces.get(name, {}), "mac": port["mac"]}
             speed = f", {port['speed']} Mbit/s" if port["speed"] else ""
-            found.reasons.append(f"{networks[name]}: {port['name']} ({port['mac']}{speed}) as {name}")
+            reasons.append(f"{networks[name]}: {port['name']} ({port['mac']}{speed}) as {name}")
     if interfaces != written:
         found.variables["interfaces"] = interfaces
+    elif len(chosen) == len(networks) and all(port["name"] == name for name, port in chosen.items()):
+        reasons = [f"ports are called as networks.yml does: {_shown(networks)}"]
+    found.reasons += reasons
+
+
+def _chosen(names: Sequence[str], ports: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return by name a port: the faster ones first; where all are as fast, those that are called so stay.
+
+    Args:
+        names: the wanted ones, in their order.
+        ports: those that may be chosen.
+    """
+
+    def rank(port: Mapping[str, Any]) -> tuple[bool, int]:
+        return port["link"] is None, -(port["speed"] or 0)
+
+    # One that has a wanted name is used in any case: no other port can be given that name beside it.
+    used = sorted(ports, key=lambda port: (port["name"] not in names, *rank(port)))[: len(names)]
+    alike = len({port["speed"] for port in used if port["speed"]}) <= 1
+    chosen = {port["name"]: port for port in used if alike and port["name"] in names}
+    others = sorted((port for port in used if port not in chosen.values()), key=rank)
+    return {**chosen, **dict(zip((name for name in names if name not in chosen), others, strict=False))}
+
+
+def _names_taken(chosen: Mapping[str, Mapping[str, Any]], ports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names that cannot be given to another port: the one that is called so keeps its name."""
+    taken: list[str] = []
+    while True:
+        moves = {
+            port["name"]: name for name, port in chosen.items() if name not in taken and port["name"] != name
+        }
+        staying = {port["name"] for port in ports} - set(moves)
+        more = [name for name in moves.values() if name in staying]
+        if not more:
+            return taken
+        taken += more
 
 
 def _shown(networks: Mapping[str, str]) -> str:
