@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -266,16 +265,21 @@ def arm(network: dict, found: dict, token: str, seconds: int) -> list[dict]:
     links = found["links"]
     names = {old: name for old, name in found["renames"]}
     later = [{**link, "name": names.get(link["name"], link["name"])} for link in links]
-    ports = changed_ports(network, found)
+    # What is wanted stays, also where only a file of others that says the same goes.
+    kept = frozenset(
+        port[key] for port in network["ports"] for key in ("address", "gateway") if port.get(key)
+    )
     forward = [
         *net.rename_lines(found["renames"]),
         *net.daemon_lines(found["daemons"]),
         *net.moved(before, network["ports"], later),
-        *net.reload_lines(found["backend"], ports),
-        *net.leftovers(before, after, later),
+        *net.reload_lines(found["backend"], changed_ports(network, found)),
+        *net.leftovers(before, after, later, kept),
     ]
-    reload = net.reload_lines(found["from"] or "systemd-networkd", old_ports(before, network))
-    back = net.undo_lines(before, after, network["ports"], later, reload)
+    called = {name: old for old, name in found["renames"]}
+    ports = [{**port, "name": called.get(port["name"], port["name"])} for port in network["ports"]]
+    reload = net.back_lines(before, [port["name"] for port in ports], found["units"], net.read_profiles())
+    back = net.undo_lines(before, after, ports, links, net.read_routes(), reload)
     daemons = net.daemons_back(found["daemons"], found["units"])
     write(f"{new}/apply", net.apply_script(forward), 0o700)
     write(f"{new}/undo", net.undo_script(saved, daemons, found["renames"], back), 0o700)
@@ -304,22 +308,11 @@ def changed_ports(network: dict, found: dict) -> list[str]:
     """Return the ports whose files change: all of them where the backend does, or has one file for all."""
     names = [port["name"] for port in network["ports"]]
     whole = found["backend"] != found["from"] or found["backend"] == "netplan"
+    # What others wrote may have configured any of them.
+    whole = whole or any(path not in found["ours"] for path in found["texts"])
     if whole or found["renames"] or found["daemons"]:
         return names
     return [name for name in names if any(f"-{name}" in os.path.basename(path) for path in found["texts"])]
-
-
-def old_ports(before: dict[str, str], network: dict) -> list[str]:
-    """Return the ports that the old files configure, as far as their names tell."""
-    found = []
-    for path in before:
-        match = re.fullmatch(
-            r"(?:05-cloudctl-(.+)\.network|cloudctl-(.+)\.nmconnection|ifcfg-(.+))", os.path.basename(path)
-        )
-        if match:
-            found.append(match[1] or match[2] or match[3])
-    # One file for all, or files of an installer.
-    return found or [port["name"] for port in network["ports"]]
 
 
 def keep_foreign(path: str) -> None:

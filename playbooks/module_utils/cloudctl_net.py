@@ -275,24 +275,28 @@ def addresses_in(path: str, text: str) -> list[str]:
 
 def gateways_in(text: str) -> list[str]:
     """Return the default routers that a configuration file names (any backend's)."""
-    return re.findall(r"(?mi)(?:^\s*gateway\s*=\s*|\bvia:\s*\"?)((?:\d{1,3}\.){3}\d{1,3})", text)
+    start = r"(?:^\s*gateway\s*=\s*|^\s*gateway\s+|\bgateway4:\s*|\bvia:\s*|^address\d*=[^,\n]+,)"
+    return re.findall(rf"(?mi){start}[\"']?((?:\d{{1,3}}\.){{3}}\d{{1,3}})", text)
 
 
-def leftovers(before: dict[str, str], after: dict[str, str], links: list[dict]) -> list[str]:
+def leftovers(
+    before: dict[str, str], after: dict[str, str], links: list[dict], kept: frozenset[str] = frozenset()
+) -> list[str]:
     """Return commands that remove what only the files before gave; daemons keep it, for others' sake.
 
     Addresses that neither set of files knows (a virtual one) stay.
 
     Args:
-        before, after: path to text.
+        before, after: path to text, of the files that change.
         links: name, addresses (with prefix length).
+        kept: addresses and routers that stay: files that don't change give them.
     """
     old = {address for path, text in before.items() for address in addresses_in(path, text)}
     new = {address for path, text in after.items() for address in addresses_in(path, text)}
     routers = {router for text in before.values() for router in gateways_in(text)}
-    routers -= {router for text in after.values() for router in gateways_in(text)}
+    routers -= {router for text in after.values() for router in gateways_in(text)} | kept
     lines = [f"ip route del default via {router} 2>/dev/null || true" for router in sorted(routers)]
-    for address in sorted(old - new):
+    for address in sorted(old - new - kept):
         for link in links:
             if address in link["addresses"]:
                 lines.append(f"ip address del {address} dev {shlex.quote(link['name'])} 2>/dev/null || true")
@@ -304,16 +308,18 @@ def undo_lines(
     after: dict[str, str],
     ports: list[dict],
     links: list[dict],
+    routes: list[dict],
     reload: list[str],
 ) -> list[str]:
     """Return the commands with which a node whose old files are back takes them up.
 
     Args:
         before, after: path to text, of the files that change.
-        ports: the wanted ones; the change gives them their addresses.
-        links: name (as wanted), addresses: as they were before the change. Those stay, whoever gave them: an
-            installer's file that never changed, an operator by hand.
-        reload: the commands that make the backend read its files.
+        ports: the wanted ones, by the names that they had before; the change gives them their addresses.
+        links: name, addresses: as they were before the change. Those stay, whoever gave them: an installer's
+            file that never changed, an operator by hand.
+        routes: the default routes, as ``ip`` told them before the change. They stay as well.
+        reload: the commands that make whatever read the old files read them again.
     """
     given = {address for path, text in after.items() for address in addresses_in(path, text)}
     had = {(link["name"], address) for link in links for address in link["addresses"]}
@@ -327,7 +333,33 @@ def undo_lines(
         f"ip address del {entry['addresses'][0]} dev {shlex.quote(entry['name'])} 2>/dev/null || true"
         for entry in new
     ]
-    return [*first, *reload, *leftovers(after, before, new)]
+    kept = frozenset(str(route["gateway"]) for route in routes)
+    ours = {port["name"] for port in ports}
+    had_here = [link for link in links if link["name"] in ours]
+    return [*first, *reload, *leftovers(after, before, new, kept), *as_it_was(had_here, routes)]
+
+
+def as_it_was(links: list[dict], routes: list[dict]) -> list[str]:
+    """Return commands that give ports and default routes back what nothing has given them back yet.
+
+    Args:
+        links: name, addresses. A virtual address (/32) may be on another node by now, and stays there.
+        routes: as ``ip`` tells them.
+    """
+    lines = []
+    for link in links:
+        name = shlex.quote(link["name"])
+        addresses = [address for address in link["addresses"] if not address.endswith("/32")]
+        lines += [f"ip link set dev {name} up"] if addresses else []
+        # Not replaced: a lease would lose its end.
+        lines += [f"ip address add {address} dev {name} 2>/dev/null || true" for address in addresses]
+    for route in routes:
+        words = ["ip", "route", "replace", "default", "via", route["gateway"], "dev", route["dev"]]
+        for option, key in (("proto", "protocol"), ("metric", "metric"), ("src", "prefsrc")):
+            words += [option, str(route[key])] if key in route else []
+        words += ["onlink"] if "onlink" in route.get("flags", []) else []
+        lines.append(f"{shlex.join(words)} || true")
+    return lines
 
 
 def moved(before: dict[str, str], ports: list[dict], links: list[dict]) -> list[str]:
@@ -413,22 +445,64 @@ def daemons_back(changes: list[tuple[str, str]], states: dict[str, dict]) -> lis
 
 def reload_lines(backend: str, ports: list[str]) -> list[str]:
     """Return the commands by which a backend takes its files up, for these ports."""
-    lines = [
-        "udevadm control --reload 2>/dev/null || true",
-        "systemctl daemon-reload",
-        # What netplan wrote into /run from a file that is gone goes too.
-        "if command -v netplan >/dev/null; then netplan generate; fi",
-    ]
     if backend in ("systemd-networkd", "netplan"):
-        lines.append("networkctl reload")
-        for name in map(shlex.quote, ports):
-            lines.append(f"if [ -e /sys/class/net/{name} ]; then networkctl reconfigure {name}; fi")
-        return [*lines, "settle"]
+        return [*_READ, *_networkd_lines(ports)]
     if backend == "networkmanager":
-        lines += ["nmcli general reload conf", "nmcli connection reload"]
-        return lines + [f"up cloudctl-{name} {shlex.quote(name)}" for name in ports]
-    lines += [f"ifdown {shlex.quote(name)} || true" for name in ports]
+        return [*_READ, *_NETWORKMANAGER, *(f"up cloudctl-{name} {shlex.quote(name)}" for name in ports)]
+    return [*_READ, *_ifcfg_lines(ports)]
+
+
+_READ = (
+    "udevadm control --reload 2>/dev/null || true",
+    "systemctl daemon-reload",
+    # What netplan wrote into /run from a file that is gone goes too.
+    "if command -v netplan >/dev/null; then netplan generate; fi",
+)
+_NETWORKMANAGER = ("nmcli general reload conf", "nmcli connection reload")
+
+
+def _networkd_lines(ports: list[str]) -> list[str]:
+    lines = ["networkctl reload"]
+    for name in map(shlex.quote, ports):
+        lines.append(f"if [ -e /sys/class/net/{name} ]; then networkctl reconfigure {name}; fi")
+    return [*lines, "settle"]
+
+
+def _ifcfg_lines(ports: list[str]) -> list[str]:
+    lines = [f"ifdown {shlex.quote(name)} || true" for name in ports]
     return lines + [f"ifup {shlex.quote(name)}" for name in ports]
+
+
+def back_lines(
+    before: dict[str, str], ports: list[str], units: dict[str, dict], profiles: dict[str, str]
+) -> list[str]:
+    """Return the commands by which whatever read the old files takes them up again; more than one may have.
+
+    Args:
+        before: path to text, of the files that change.
+        ports: their names before the change.
+        units: by unit, as they were before: active.
+        profiles: NetworkManager's profile (its UUID) of each port that it configured.
+    """
+    lines = list(_READ)
+    if units.get(DAEMON["networkmanager"], {}).get("active"):
+        # It leaves the ports of the profiles that are gone after it has answered.
+        lines += [*_NETWORKMANAGER, "sleep 1"]
+        lines += [
+            f"nmcli --wait 15 connection up uuid {shlex.quote(profiles[name])}"
+            for name in ports
+            if name in profiles
+        ]
+    if units.get(DAEMON["systemd-networkd"], {}).get("active"):
+        lines += _networkd_lines(ports)
+    scripts = [os.path.basename(path).partition("-")[2] for path in before if "/ifcfg-" in path]
+    lines += _ifcfg_lines([name for name in scripts if name not in profiles])
+    for name in ports:
+        stanzas = [text for path, text in before.items() if "/network/interfaces" in path]
+        if any(without_ports(text, {name}) != text for text in stanzas):
+            # It says that the port is up, and some of what it does to it is there already.
+            lines.append(f"ifup --force --ignore-errors {shlex.quote(name)}")
+    return lines
 
 
 FUNCTIONS = """\
@@ -593,6 +667,44 @@ def read_links() -> list[dict]:
     ]
 
 
+def read_routes() -> list[dict]:
+    """Return the default routes as ``ip`` tells them, of those that go by one router."""
+    done = subprocess.run(
+        ["ip", "-4", "-json", "route", "show", "default"], capture_output=True, text=True, check=False
+    )
+    try:
+        rows = json.loads(done.stdout or "[]")
+    except ValueError:
+        return []
+    return [row for row in rows if row.get("gateway") and row.get("dev")]
+
+
+def read_profiles() -> dict[str, str]:
+    """Return the UUID of the profile by which NetworkManager configures each port that it does configure."""
+    try:
+        done = subprocess.run(
+            ["nmcli", "-t", "-f", "DEVICE,STATE,CON-UUID", "device", "status"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return parse_profiles(done.stdout)
+
+
+def parse_profiles(text: str) -> dict[str, str]:
+    """Return device to UUID from nmcli's device status; what others configured is connected externally."""
+    rows = [line.split(":") for line in text.splitlines() if line.count(":") == 2]
+    return {
+        device: uuid
+        for device, state, uuid in rows
+        if state.startswith("connected") and "externally" not in state and uuid
+    }
+
+
 def read_units() -> dict[str, dict]:
     """Return the backends' daemons that exist: active, enabled."""
     names = sorted({unit for unit in DAEMON.values() if unit})
@@ -702,6 +814,7 @@ def compare(network: dict) -> dict:
         "links": links,
         "units": units,
         "wanted": sorted(wanted),
+        "ours": sorted({*ours, *wanted}),
     }
 
 

@@ -471,6 +471,24 @@ def test_only_addresses_of_the_old_files_are_removed() -> None:
         "ip address del 10.10.10.11/24 dev eth0 2>/dev/null || true",
     ]
     assert net.leftovers(before, before, links) == []
+    # A second file goes that says what ours, which stays, says.
+    assert net.leftovers(before, {}, links, frozenset({"10.10.10.11/24", "10.10.10.1"})) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "      gateway4: 10.10.10.1\n",
+        "    eth0: {gateway4: '10.10.10.1'}\n",
+        "      routes: [{to: default, via: 10.10.10.1}]\n",
+        "  gateway 10.10.10.1\n",
+        "address1=10.10.10.21/24,10.10.10.1\n",
+        "gateway=10.10.10.1\n",
+        'GATEWAY="10.10.10.1"\n',
+    ],
+)
+def test_a_router_is_found_in_every_kind_of_file(text: str) -> None:
+    assert net.gateways_in(text) == ["10.10.10.1"]
 
 
 def test_what_was_there_before_a_change_stays_when_it_is_taken_back() -> None:
@@ -479,7 +497,53 @@ def test_what_was_there_before_a_change_stays_when_it_is_taken_back() -> None:
     # An installer's file that the change left alone gives eth0 the same address.
     had = [link("eth0", "", None, "10.10.10.11/24", "10.10.10.250/32"), link("eth1", "", None)]
     drop = "ip address del 10.10.20.11/24 dev eth1 2>/dev/null || true"
-    assert net.undo_lines({}, after, ports, had, ["reload"]) == [drop, "reload", drop]
+    lines = net.undo_lines({}, after, ports, had, [], ["reload"])
+    assert lines[:3] == [drop, "reload", drop]
+    # Nothing may have read the old files. The virtual address may be on another node by now.
+    add = "ip address add 10.10.10.11/24 dev eth0 2>/dev/null || true"
+    assert lines[3:] == ["ip link set dev eth0 up", add]
+
+
+def test_the_default_route_of_before_stays_or_comes_back() -> None:
+    ports = [{"name": "eth0", "address": "10.10.10.11/24"}]
+    after = {"/n/05-cloudctl-eth0.network": "Address=10.10.10.11/24\nGateway=10.10.10.1\n"}
+    had = [link("eth0", "", None, "10.10.10.11/24")]
+    routes = [
+        {"dst": "default", "gateway": "10.10.10.1", "dev": "eth0", "protocol": "dhcp", "metric": 100}
+        | {"prefsrc": "10.10.10.11", "flags": ["onlink"]}
+    ]
+    lines = net.undo_lines({}, after, ports, had, routes, [])
+    assert not any("del default" in line for line in lines)
+    back = "ip route replace default via 10.10.10.1 dev eth0 proto dhcp metric 100 src 10.10.10.11 onlink"
+    assert lines[-1] == f"{back} || true"
+    without = net.undo_lines({}, after, ports, had, [], [])
+    assert "ip route del default via 10.10.10.1 2>/dev/null || true" in without
+
+
+def test_what_read_the_old_files_takes_them_up_again() -> None:
+    profile = {"/etc/NetworkManager/system-connections/Wired.nmconnection": "[connection]\n"}
+    stanza = {"/etc/network/interfaces": "auto eth0\niface eth0 inet static\n  address 10.0.0.5\n"}
+    script = {"/etc/sysconfig/network-scripts/ifcfg-eth0": "DEVICE=eth0\n"}
+    on, off = {NETWORKD: RUNNING, NM: RUNNING}, {NETWORKD: OFF, NM: OFF}
+    up = "nmcli --wait 15 connection up uuid ab-1"
+
+    def told(before: dict[str, str], units: dict[str, Any], profiles: dict[str, str]) -> str:
+        return "\n".join(net.back_lines(before, ["eth0", "eth1"], units, profiles))
+
+    lines = told(profile, {NM: RUNNING}, {"eth0": "ab-1"})
+    assert lines.index("nmcli connection reload") < lines.index(up) and "networkctl" not in lines
+    lines = told({}, on, {})
+    assert lines.index("nmcli connection reload") < lines.index("networkctl reload") and "uuid" not in lines
+    lines = told(stanza, off, {})
+    assert lines.endswith("ifup --force --ignore-errors eth0") and "networkctl" not in lines
+    assert told(script, off, {}).endswith("ifdown eth0 || true\nifup eth0")
+    # On the RHEL family NetworkManager may read these files.
+    assert "ifup" not in told(script, {NM: RUNNING}, {"eth0": "ab-1"})
+
+
+def test_networkmanagers_profiles_are_those_of_the_ports_that_it_configures() -> None:
+    status = "eth0:connected:ab-1\neth1:connected (externally):cd-2\neth2:disconnected:\nlo:unmanaged:\n"
+    assert net.parse_profiles(status) == {"eth0": "ab-1"} and net.parse_profiles("") == {}
 
 
 def test_an_address_that_moved_goes_back_to_its_port() -> None:
@@ -488,7 +552,7 @@ def test_an_address_that_moved_goes_back_to_its_port() -> None:
     ports = [{"name": "eth0", "address": None}, {"name": "eth1", "address": "10.10.10.11/24"}]
     had = [link("eth0", "", None, "10.10.10.11/24"), link("eth1", "", None)]
     drop = "ip address del 10.10.10.11/24 dev eth1 2>/dev/null || true"
-    assert net.undo_lines(before, after, ports, had, ["reload"]) == [drop, "reload"]
+    assert net.undo_lines(before, after, ports, had, [], ["reload"])[:2] == [drop, "reload"]
 
 
 def test_an_address_that_moves_leaves_its_port_first() -> None:
@@ -600,6 +664,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("STATE", "RECORD", "CLOUD_INIT", "CLOUD_INIT_OFF"):
         monkeypatch.setattr(net, name, f"{tmp_path}{getattr(net, name)}")
     monkeypatch.setattr(net, "read_links", list)
+    monkeypatch.setattr(net, "read_routes", list)
+    monkeypatch.setattr(net, "read_profiles", dict)
     monkeypatch.setattr(net, "read_units", lambda: {NETWORKD: RUNNING})
     found = {"networkctl": "/x", "apt-get": "/x"}
     monkeypatch.setattr(net.shutil, "which", lambda name, path=None: found.get(name))
@@ -850,6 +916,75 @@ def test_a_change_is_armed_before_anything_is_written(
     assert seen["cloudctl-network-undo"] == (35, True) and seen["cloudctl-network-apply"][1] is False
     assert (changed.place / "pending/files/0").read_text() == before
     assert (root / "boot.service").exists()
+
+
+def armed(
+    root: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch, spec: dict[str, Any],
+    links: list[dict[str, Any]], **units: dict[str, bool],
+) -> tuple[str, str]:  # fmt: skip
+    """Change a node's network up to where it is taken up; return the scripts that do that and undo it."""
+    (changed.place / "pending").rename(changed.place / "gone")
+    monkeypatch.setattr(changed.module, "BOOT", str(root / "boot.service"))
+    monkeypatch.setattr(changed.module, "KEPT", str(root / "kept"))
+    monkeypatch.setattr(net, "read_links", lambda: links)
+    states = {NETWORKD: units.get("networkd", OFF), NM: units.get("manager", OFF)}
+    monkeypatch.setattr(net, "read_units", lambda: states)
+    monkeypatch.setattr(net.shutil, "which", lambda name, path=None: "/x")
+    changed.module.apply(spec, 35)
+    apply, undo = ((changed.place / "pending" / name).read_text() for name in ("apply", "undo"))
+    return apply, undo
+
+
+def installed(root: Path, path: str, text: str) -> Path:
+    place = Path(f"{root}{path}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(text)
+    return place
+
+
+def test_a_first_change_goes_back_to_what_the_installer_set_up(
+    root: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(net, "read_profiles", lambda: {"eth0": "ab-1"})
+    route = {"dst": "default", "gateway": "10.10.10.1", "dev": "eth0", "flags": []}
+    monkeypatch.setattr(net, "read_routes", lambda: [route])
+    profile = "[connection]\ninterface-name=eth0\n[ipv4]\naddress1=10.10.10.50/24,10.10.10.1\n"
+    installed(root, "/etc/NetworkManager/system-connections/Wired.nmconnection", profile)
+    links = [link("eth0", "", None, "10.10.10.50/24")]
+    _apply, undo = armed(root, changed, monkeypatch, rendered(root, "networkmanager"), links, manager=RUNNING)
+    for line in (
+        "nmcli --wait 15 connection up uuid ab-1",
+        "ip address add 10.10.10.50/24 dev eth0",
+        "ip route replace default via 10.10.10.1 dev eth0",
+    ):
+        assert line in undo
+    assert "networkctl" not in undo and "del default" not in undo
+
+
+def test_a_port_that_is_renamed_goes_back_under_its_old_name(
+    root: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = [link("enp3s0", MAC, None, "10.10.10.50/24")]
+    spec = rendered(root, "systemd-networkd")
+    spec["ports"][0]["mac"] = MAC
+    _apply, undo = armed(root, changed, monkeypatch, spec, links, networkd=RUNNING)
+    assert "networkctl reconfigure enp3s0" in undo and "networkctl reconfigure eth0" not in undo
+    assert "ip address add 10.10.10.50/24 dev enp3s0" in undo
+    assert undo.index("name enp3s0") < undo.index("ip address del 10.10.10.21/24 dev enp3s0")
+
+
+def test_a_second_file_with_the_same_address_goes_without_it(
+    root: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_wanted(root, "netplan")
+    text = (
+        "network:\n  ethernets:\n    eth0:\n      addresses: [10.10.10.21/24]\n      gateway4: 10.10.10.1\n"
+    )
+    second = installed(root, "/etc/netplan/99-local.yaml", text)
+    links = [link("eth0", "", None, "10.10.10.21/24")]
+    apply, _undo = armed(root, changed, monkeypatch, rendered(root, "netplan"), links, networkd=RUNNING)
+    assert not second.exists() and "networkctl reconfigure eth0" in apply
+    assert "ip address del" not in apply and "ip route del" not in apply
 
 
 # -- the plan, and how a change ended ----------------------------------------------------------
