@@ -139,34 +139,61 @@ def current_backend(recorded: dict, present: list[str]) -> str | None:
 
 
 def configures(kind: str, path: str, text: str, ports: list[dict]) -> bool:
-    """Whether a file of a kind of ``OTHERS`` configures one of our ports, by name or by MAC address."""
-    names = {port["name"] for port in ports}
-    macs = {port["mac"] for port in ports if port["mac"]}
+    """Whether a file of a kind of ``OTHERS`` configures one of these ports, by name or by MAC address."""
+    return any(match_port(kind, path, text, port) for port in ports)
+
+
+def match_port(kind: str, path: str, text: str, port: dict) -> str:
+    """Return how a file of a kind of ``OTHERS`` finds a port: as itself, as one of many, or (empty) not."""
+    name, mac = port["name"], port["mac"]
+    if kind in ("netplan", "networkmanager"):
+        text = re.sub(r"(?m)(^|\s)#.*$", "", text)
     lowered = text.lower()
     if kind == "systemd-networkd":
-        match = re.search(r"(?ms)^\[Match\]\s*$(.*?)(?=^\[|\Z)", text)
-        words: dict[str, list[str]] = {}
-        for line in (match[1] if match else "").splitlines():
-            key, equals, value = line.partition("=")
-            if equals and not key.strip().startswith(("#", ";")):
-                words.setdefault(key.strip(), []).extend(value.split())
-        globs = words.get("Name", [])
-        if globs and not globs[0].startswith("!"):
-            return any(fnmatch.fnmatchcase(name, item) for name in names for item in globs)
-        given = {mac.lower() for mac in words.get("MACAddress", []) + words.get("PermanentMACAddress", [])}
-        return bool(given & macs)
+        return _match_networkd(text, name, mac)
     if kind == "netplan":
-        keys = {key.strip("\"'") for key in re.findall(r"(?m)^\s+([^\s#:]+):", text)}
-        return bool(keys & names) or any(mac in lowered for mac in macs)
+        keys = set(re.findall(r"[\"']?([^\s#:{}\[\],\"']+)[\"']?\s*:(?=\s|$)", text))
+        if name in keys or (mac and mac in lowered):
+            return "itself"
+        globs = re.findall(r"\bname:\s*[\"']?([^\s,}\"']+)", text)
+        if any(fnmatch.fnmatchcase(name, item) for item in globs):
+            return "itself" if name in globs else "many"
+        # Which driver a port has is not known here.
+        return "many" if "driver" in keys else ""
     if kind == "networkmanager":
         found = re.search(r"(?m)^interface-name=(\S+)", text)
         address = re.search(r"(?m)^mac-address=(\S+)", lowered)
-        return bool((found and found[1] in names) or (address and address[1] in macs))
+        return "itself" if (found and found[1] == name) or (address and address[1] == mac) else ""
     if kind == "ifcfg":
         values = {k: v.strip("\"' ") for k, v in re.findall(r"(?m)^\s*([A-Z_0-9]+)=(.*)$", text)}
-        name = values.get("DEVICE") or os.path.basename(path).partition("-")[2]
-        return name in names or values.get("HWADDR", "").lower() in macs
-    return without_ports(text, names) != text
+        device = values.get("DEVICE") or os.path.basename(path).partition("-")[2]
+        return "itself" if device == name or (mac and values.get("HWADDR", "").lower() == mac) else ""
+    return "itself" if without_ports(text, {name}) != text else ""
+
+
+def _match_networkd(text: str, name: str, mac: str | None) -> str:
+    """As ``match_port``; all keys of a match must fit, and one that is not known here is taken to fit."""
+    section = re.search(r"(?ms)^\[Match\]\s*$(.*?)(?=^\[|\Z)", text)
+    words: dict[str, list[str]] = {}
+    for line in (section[1] if section else "").splitlines():
+        key, equals, value = line.partition("=")
+        if equals and not key.strip().startswith(("#", ";")):
+            words.setdefault(key.strip(), []).extend(value.split())
+    words = {key: values for key, values in words.items() if values}
+    real = words.get("Kind", ["!"])[0].startswith("!")
+    if not words or not real or not _among("ether", words.get("Type", ["*"])):
+        return ""
+    macs = [word.lower() for word in words.get("MACAddress", []) + words.get("PermanentMACAddress", [])]
+    if (macs and mac not in macs) or not _among(name, words.get("Name", ["*"])):
+        return ""
+    return "itself" if macs or name in words.get("Name", []) else "many"
+
+
+def _among(value: str, globs: list[str]) -> bool:
+    """Whether one of systemd's globs matches; an exclamation mark before the first turns them round."""
+    turned = globs[0].startswith("!")
+    globs = [globs[0].removeprefix("!"), *globs[1:]]
+    return any(fnmatch.fnmatchcase(value, item) for item in globs) is not turned
 
 
 def without_ports(text: str, names: set[str]) -> str:
@@ -191,16 +218,46 @@ def without_ports(text: str, names: set[str]) -> str:
     return "".join(kept)
 
 
-def conflicts(backend: str, files: dict[str, dict[str, str]], ports: list[dict]) -> dict[str, str | None]:
+def without_blocks(text: str, names: set[str]) -> str:
+    """Return netplan's file without these ports, where each of them is a block of lines of its own."""
+    kept: list[str] = []
+    depth = -1
+    for line in text.splitlines(keepends=True):
+        indent = len(line) - len(line.lstrip(" "))
+        if depth >= 0 and (indent > depth or not line.strip()):
+            continue
+        key = re.match(r"\s+[\"']?([^\s#:\"']+)[\"']?\s*:(?=\s|$)", line)
+        depth = indent if key and key[1] in names else -1
+        if depth < 0:
+            kept.append(line)
+    # A section without a port is no YAML that netplan takes.
+    return re.sub(r"(?m)^( *)ethernets:[ ]*\n(?!\1 +\S)", "", "".join(kept))
+
+
+def conflicts(
+    backend: str, files: dict[str, dict[str, str]], ports: list[dict], links: list[dict]
+) -> dict[str, str | None]:
     """Return what of others' configuration would fight with ours: path to its new text, None to take it away.
 
     Args:
         backend: ours.
         files: by kind of ``OTHERS``, path to text; none of them ours.
         ports: the node's.
+        links: the node's devices: name, mac, kind, addresses.
+
+    Raises:
+        NetworkError: a file configures a port that is not ours as well, and can't be parted.
     """
     found: dict[str, str | None] = {}
     names = {port["name"] for port in ports}
+    present = {link["mac"]: link["name"] for link in links if link["kind"] not in STACKED}
+    ours = names | {present[port["mac"]] for port in ports if port["mac"] in present}
+    others = []
+    for link in links:
+        if link["name"] not in ours:
+            # What stands on a port may carry its MAC address; a tunnel has another kind of address there.
+            own = link["kind"] not in STACKED and re.fullmatch(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}", link["mac"])
+            others.append({**link, "mac": link["mac"] if own else None})
     for kind, texts in files.items():
         for path, text in texts.items():
             if not configures(kind, path, text, ports):
@@ -216,7 +273,32 @@ def conflicts(backend: str, files: dict[str, dict[str, str]], ports: list[dict])
                 continue  # becomes 10-netplan-…, after ours
             else:
                 found[path] = None
+            if found.get(path, "") is None:
+                found[path] = _for_others(kind, path, text, ports, others)
     return found
+
+
+def _for_others(kind: str, path: str, text: str, ports: list[dict], others: list[dict]) -> str | None:
+    """Return what stays of a file that is in the way: what it says of ports that are not ours."""
+    used = []
+    for link in others:
+        how = match_port(kind, path, text, link)
+        # Many are meant where a pattern is: those that it gave nothing don't need it.
+        if how == "itself" or (how == "many" and link["kind"] not in STACKED and link["addresses"]):
+            used.append(link["name"])
+    if not used:
+        return None
+    if kind == "netplan":
+        rest = without_blocks(text, {port["name"] for port in ports})
+        whole = all(rest.count(one) == rest.count(two) for one, two in ("{}", "[]"))
+        if whole and not configures(kind, path, rest, ports) and configures(kind, path, rest, others):
+            return rest
+    named = ", ".join(used)
+    raise NetworkError(
+        "network-backend-refused",
+        f"{path} configures {named} as well as ports of networks.yml, and goes with the network backend",
+        f"on the node, configure {named} in a file of its own, then take it out of {path} or remove that",
+    )
 
 
 def renames(links: list[dict], ports: list[dict]) -> list[tuple[str, str]]:
@@ -784,22 +866,23 @@ def compare(network: dict) -> dict:
         }
         for kind, pattern in OTHERS.items()
     }
-    fighting = conflicts(backend, others, network["ports"])
+    links = read_links()
+    fighting = conflicts(backend, others, network["ports"], links)
     texts.update(fighting)
     files = []
     for path, text in texts.items():
         change = file_change(path, text, modes.get(path))
         if change:
             files.append(change)
-    remaining = {kind: [path for path in paths if path not in fighting] for kind, paths in others.items()}
+    gone = {path for path, text in fighting.items() if text is None}
+    remaining = {kind: [path for path in paths if path not in gone] for kind, paths in others.items()}
     # An installer's file for our ports that comes after ours does nothing, and is no reason for a daemon.
     for kind in ("systemd-networkd", "netplan"):
         remaining[kind] = [
             path
             for path in remaining[kind]
-            if not configures(kind, path, others[kind][path], network["ports"])
+            if not configures(kind, path, fighting.get(path) or others[kind][path], network["ports"])
         ]
-    links = read_links()
     return {
         "backend": backend,
         # What nobody confirmed is not the node's network yet.

@@ -276,13 +276,25 @@ PORTS = wanted(("eth0", None), ("stor0", MAC))
         ("systemd-networkd", "[Match]\nName=eth0\n[Network]\nDHCP=yes\n", True),
         ("systemd-networkd", "[Match]\nName=en* eth*\n", True),
         ("systemd-networkd", "[Match]\nName=eno1\n[Network]\nName=eth0\n", False),
-        ("systemd-networkd", "[Match]\nName=!eth0\n", False),
+        ("systemd-networkd", "[Match]\nName=!eth0 stor0\n", False),
+        ("systemd-networkd", "[Match]\nName=!eth0\n", True),
+        ("systemd-networkd", "[Match]\nType=ether\n", True),
+        ("systemd-networkd", "[Match]\nDriver=virtio_net\nType=\n", True),
+        ("systemd-networkd", "[Match]\nType=wlan\n", False),
+        ("systemd-networkd", "[Match]\nType=ether\nName=eth9\n", False),
+        ("systemd-networkd", "[Match]\nKind=bridge\n", False),
+        ("systemd-networkd", "[Network]\nDHCP=yes\n", False),
         ("systemd-networkd", f"[Match]\nMACAddress={MAC.upper()}\n", True),
         ("systemd-networkd", "[Match]\nMACAddress=52:54:00:00:00:99\n", False),
         ("netplan", "network:\n  ethernets:\n    eth0:\n      dhcp4: true\n", True),
         ("netplan", "network:\n  ethernets:\n    'eth0': {dhcp4: true}\n", True),
         ("netplan", f'network:\n  ethernets:\n    a:\n      match: {{macaddress: "{MAC.upper()}"}}\n', True),
         ("netplan", "network:\n  ethernets:\n    eth9:\n      dhcp4: true\n", False),
+        ("netplan", "network: {version: 2, ethernets: {eth0: {dhcp4: true}}}\n", True),
+        ("netplan", 'network:\n  ethernets:\n    all:\n      match: {name: "eth*"}\n', True),
+        ("netplan", "network:\n  ethernets:\n    all:\n      match:\n        name: en*\n", False),
+        ("netplan", "network:\n  ethernets:\n    a: {match: {driver: ixgbe}}\n", True),
+        ("netplan", "network:\n  ethernets:\n    # eth0: not now\n    eth9: {}\n", False),
         ("networkmanager", "[connection]\ninterface-name=eth0\n", True),
         ("networkmanager", f"[ethernet]\nmac-address={MAC.upper()}\n", True),
         ("networkmanager", "[connection]\ninterface-name=eth01\n", False),
@@ -333,13 +345,70 @@ def test_only_what_comes_before_ours_or_beside_it_is_taken_away(backend: str, go
         "netplan": {"/p/50.yaml": PLAN},
         "networkmanager": {"/k/eth0": "[connection]\ninterface-name=eth0\n", "/k/w": "[connection]\nid=w\n"},
     }
-    found = net.conflicts(backend, files, PORTS)
+    found = net.conflicts(backend, files, PORTS, [])
     assert found == dict.fromkeys(gone)
+
+
+CLOUD_IMAGE = (
+    "network:\n  version: 2\n  ethernets:\n    all-en:\n      match:\n        name: en*\n      dhcp4: true\n"
+    "    all-eth:\n      match: {name: 'eth*'}\n      dhcp4: true\n"
+)
+TWO_PORTS = (
+    "network:\n  version: 2\n  ethernets:\n    eth0:\n      dhcp4: false\n\n      critical: true\n"
+    "    office0:\n      addresses: [192.168.1.2/24]\n"
+)
+
+
+def test_a_cloud_images_file_for_all_ports_goes() -> None:
+    files = {"netplan": {"/p/90-default.yaml": CLOUD_IMAGE}}
+    links = [
+        link("eth0", "", None, "10.10.10.11/24"),
+        link("eth9", "", None),
+        link("en0", "", "tun", "10.9.9.9/24"),
+    ]
+    assert net.conflicts("networkmanager", files, PORTS, links) == {"/p/90-default.yaml": None}
+    assert net.conflicts("systemd-networkd", files, PORTS, links) == {}, "comes after ours"
+
+
+def test_what_stands_on_a_port_or_is_no_ethernet_is_no_other_port() -> None:
+    text = f"network:\n  ethernets:\n    a:\n      match: {{macaddress: '{MAC}'}}\n      gateway4: 0.0.0.0\n"
+    links = [link("stor0", MAC), link("br0", MAC, "bridge", "10.10.10.11/24"), link("gre0", "0.0.0.0", "gre")]
+    assert net.conflicts("netplan", {"netplan": {"/p": text}}, PORTS, links) == {"/p": None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("netplan", CLOUD_IMAGE),
+        ("netplan", "network: {ethernets: {eth0: {dhcp4: true}, eth9: {dhcp4: true}}}\n"),
+        ("netplan", "network:\n  ethernets:\n    eth0: {dhcp4: true,\n    dhcp6: true}\n    eth9: {}\n"),
+        ("systemd-networkd", "[Match]\nName=eth0 eth9\n"),
+        ("systemd-networkd", "[Match]\nType=ether\n"),
+    ],
+)
+def test_a_file_that_another_port_needs_is_not_taken_away(kind: str, text: str) -> None:
+    links = [link("eth0"), link("eth9", "", None, "192.168.1.2/24")]
+    with pytest.raises(net.NetworkError) as caught:
+        net.conflicts("networkmanager", {kind: {"/x/50": text}}, PORTS, links)
+    assert caught.value.ref == "network-backend-refused"
+    assert "/x/50 configures eth9 as well" in str(caught.value) and "/x/50" in caught.value.hint
+
+
+def test_netplans_file_keeps_the_ports_that_are_not_ours() -> None:
+    links = [link("eth0", "", None, "10.10.10.11/24"), link("office0"), link("br0", MAC, "bridge")]
+    found = net.conflicts("networkmanager", {"netplan": {"/p/50.yaml": TWO_PORTS}}, PORTS, links)
+    rest = found["/p/50.yaml"]
+    assert rest is not None
+    assert yaml.safe_load(rest)["network"]["ethernets"] == {"office0": {"addresses": ["192.168.1.2/24"]}}
+    # Another port that this machine does not have needs nothing.
+    assert net.conflicts("netplan", {"netplan": {"/p": TWO_PORTS}}, PORTS, [link("eth0")]) == {"/p": None}
+    only_ours = "network:\n  ethernets:\n    eth0: {}\n  bridges:\n    br0: {}\n"
+    assert net.without_blocks(only_ours, {"eth0"}) == "network:\n  bridges:\n    br0: {}\n"
 
 
 def test_a_stanza_of_ours_goes_from_a_file_that_stays() -> None:
     text = "auto eth0\niface eth0 inet dhcp\nauto eth9\niface eth9 inet dhcp\n"
-    found = net.conflicts("systemd-networkd", {"ifupdown": {"/etc/network/interfaces": text}}, PORTS)
+    found = net.conflicts("systemd-networkd", {"ifupdown": {"/etc/network/interfaces": text}}, PORTS, [])
     assert found == {"/etc/network/interfaces": "auto eth9\niface eth9 inet dhcp\n"}
 
 
@@ -717,6 +786,20 @@ def test_switching_takes_the_old_files_away_and_shows_them(root: Path) -> None:
     assert actions == {"05-cloudctl-eth0.network": "remove", "90-cloudctl.yaml": "create"}
     assert "-Address=10.10.10.21/24" in found["files"][0]["diff"]
     assert "+      addresses: [10.10.10.21/24]" in found["files"][1]["diff"]
+
+
+def test_a_daemon_that_another_port_still_needs_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    links = [link("eth0"), link("office0", "", None, "192.168.1.2/24")]
+    monkeypatch.setattr(net, "read_links", lambda: links)
+    file = root / "etc/netplan/50-installer.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(TWO_PORTS)
+    found = net.compare(rendered(root, "networkmanager"))
+    assert "office0" in found["texts"][str(file)] and ("stop", NETWORKD) not in found["daemons"]
+    file.write_text(CLOUD_IMAGE)
+    links.pop()
+    found = net.compare(rendered(root, "networkmanager"))
+    assert found["texts"][str(file)] is None and ("stop", NETWORKD) in found["daemons"]
 
 
 def test_a_remembered_ifcfg_file_goes_as_well(root: Path) -> None:
