@@ -271,6 +271,8 @@ def arm(network: dict, found: dict, token: str, seconds: int) -> list[dict]:
     )
     forward = [
         *net.rename_lines(found["renames"]),
+        # What names the ports at a boot has nothing left to do when the daemon starts.
+        "touch /run/cloudctl-ports-named",
         *net.daemon_lines(found["daemons"]),
         *net.moved(before, network["ports"], later),
         *net.reload_lines(found["backend"], changed_ports(network, found)),

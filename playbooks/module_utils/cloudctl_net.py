@@ -661,7 +661,12 @@ def undo_script(
 # usage: undo timer|failed|refused|hand|boot  (boot: before anything configures the network)
 mv {STATE}/pending {STATE}/undone 2>/dev/null || exit 0
 cd {STATE}/undone || exit 1
-[ "$1" = failed ] || systemctl stop cloudctl-network-apply.timer cloudctl-network-apply.service
+if [ "$1" != failed ]; then
+  systemctl stop cloudctl-network-apply.timer
+  # Every process of it: what goes on would change the old network.
+  systemctl kill --signal=KILL cloudctl-network-apply.service
+  systemctl stop cloudctl-network-apply.service
+fi
 {FUNCTIONS}
 (
 set -x
@@ -669,6 +674,11 @@ set -x
 sync
 if [ "$1" = boot ]; then
   if command -v netplan >/dev/null; then netplan generate; fi
+  # Ports may have their new names already.
+  if udevadm control --reload; then
+    udevadm trigger --action=add --subsystem-match=net
+    udevadm settle --timeout=15
+  fi
 {parts["boot"]}
 else
 if [ -e started ]; then
@@ -690,8 +700,10 @@ BOOT_UNIT = f"""\
 Description=Put the old network back: the node went down before the new one was confirmed
 DefaultDependencies=no
 ConditionPathExists={STATE}/pending/undo
-After=local-fs.target systemd-remount-fs.service
-Before=network-pre.target systemd-networkd.service NetworkManager.service systemd-udev-trigger.service
+# Not local-fs.target: a mount whose device udev is still to find must not wait for this, nor this for it.
+RequiresMountsFor={STATE} /etc
+After=systemd-remount-fs.service systemd-udevd.service systemd-udev-trigger.service
+Before=network-pre.target systemd-networkd.service NetworkManager.service networking.service network.service
 Wants=network-pre.target
 
 [Service]

@@ -499,25 +499,62 @@ def test_at_a_boot_ports_get_their_names_whatever_the_kernel_called_them(order: 
     assert "ExecStartPre=-+/bin/sh /etc/cloudctl/name-ports\n" in drop_in
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
-        for interface, name in zip(COMPUTE, order, strict=True):
-            (root / "net" / name).mkdir(parents=True)
-            (root / "net" / name / "address").write_text(f"{interface.mac}\n")
-        # `ip link set dev A name B` moves a directory, and fails where there is a B.
-        (root / "ip").write_text(
-            f'#!/bin/sh\ncd {root}/net\n[ "$5" != name ] || [ -e "$6" ] || mv "$4" "$6"\n'
-        )
-        (root / "ip").chmod(0o755)
-        script = files["/etc/cloudctl/name-ports"].replace("/sys/class/net", f"{root}/net")
-        script = script.replace("/run/cloudctl", f"{root}/cloudctl").replace("udevadm settle", "true")
-        (root / "script").write_text(script)
-        environment = {"PATH": f"{root}:/usr/bin:/bin"}
-        subprocess.run(["sh", root / "script"], env=environment, check=True)
-        present = {place.name: (place / "address").read_text().strip() for place in (root / "net").iterdir()}
+        macs = {name: str(interface.mac) for interface, name in zip(COMPUTE, order, strict=True)}
+        present = named(root, files, macs)
         assert present == {interface.name: interface.mac for interface in COMPUTE}
-        # A bridge may carry the address of a port later: the script works once a boot.
+        # It works once a boot.
         (root / "net/eth0").rename(root / "net/other")
-        subprocess.run(["sh", root / "script"], env=environment)
+        subprocess.run(["sh", root / "script"], env={"PATH": f"{root}:/usr/bin:/bin"})
         assert (root / "net/other").exists()
+
+
+def named(root: Path, files: dict[str, str], macs: dict[str, str]) -> dict[str, str]:
+    """Run what names ports on a machine with these devices (name to MAC); return their names after it."""
+    for name, mac in macs.items():
+        (root / "net" / name).mkdir(parents=True)
+        (root / "net" / name / "address").write_text(f"{mac}\n")
+    # `ip link set dev A name B` moves a directory, and fails where there is a B or it is too long.
+    (root / "ip").write_text(
+        f"""#!/bin/sh
+cd {root}/net
+echo "$*" >>{root}/called
+case "$*" in
+  *"show dev br"*) echo '[{{"ifname":"x","linkinfo":{{"info_kind":"openvswitch"}}}}]' ;;
+  *"show dev"*) echo '[{{"ifname":"x","linkinfo":{{"info_kind":"veth","info_slave_kind":"bridge"}}}}]' ;;
+  *" name "*) [ ! -e "$6" ] && [ ${{#6}} -le 15 ] && mv "$4" "$6" ;;
+esac
+"""
+    )
+    (root / "ip").chmod(0o755)
+    script = files["/etc/cloudctl/name-ports"].replace("/sys/class/net", f"{root}/net")
+    script = script.replace("/run/cloudctl", f"{root}/cloudctl").replace("udevadm settle", "true")
+    (root / "script").write_text(script)
+    subprocess.run(["sh", root / "script"], env={"PATH": f"{root}:/usr/bin:/bin"}, check=True)
+    return {place.name: (place / "address").read_text().strip() for place in (root / "net").iterdir()}
+
+
+def test_a_bridge_with_a_ports_address_is_never_renamed(tmp_path: Path) -> None:
+    files = network.networkd_files(*make(COMPUTE))
+    bridges = {"br-ex": "52:54:00:aa:bb:00", "br-int": MAC}
+    # eth0 has its name; eth1 has another one still.
+    macs = {**bridges, "eth0": "52:54:00:aa:bb:00", "zz1": MAC}
+    found = named(tmp_path, files, macs)
+    assert found == {**bridges, "eth0": "52:54:00:aa:bb:00", "eth1": MAC}
+    assert not re.search(r"set dev (br|eth0)", (tmp_path / "called").read_text())
+
+
+def test_long_names_are_swapped(tmp_path: Path) -> None:
+    ports = [
+        port("enp129s0f0np0", "management", "10.10.10.21", "52:54:00:aa:bb:00"),
+        port("enp129s0f1np1", "tenant", "10.10.20.21", MAC),
+    ]
+    macs = {"enp129s0f0np0": MAC, "enp129s0f1np1": "52:54:00:aa:bb:00"}
+    found = named(tmp_path, network.networkd_files(*make(ports)), macs)
+    assert found == {"enp129s0f0np0": "52:54:00:aa:bb:00", "enp129s0f1np1": MAC}
+
+
+def test_both_sides_know_the_same_kinds_of_devices() -> None:
+    assert set(network._STACKED.split()) == net.STACKED
 
 
 def test_names_are_nobodys_business_where_no_address_is_given() -> None:
@@ -696,6 +733,26 @@ def test_at_a_boot_only_files_and_daemons_are_put_back(machine: Path) -> None:
     called = (machine / "called").read_text()
     assert old.read_text() == "before\n"
     assert "networkctl" not in called and "systemctl start --no-block systemd-networkd.service" in called
+    # udev gives the ports their old names before anything configures them.
+    start = called.index("systemctl start")
+    assert called.index("udevadm trigger") < called.index("udevadm settle") < start
+
+
+def test_at_a_boot_nothing_waits_for_a_disk_that_udev_is_still_to_find() -> None:
+    words = {
+        key: value.split() for key, _equals, value in (x.partition("=") for x in net.BOOT_UNIT.splitlines())
+    }
+    assert words["RequiresMountsFor"] == ["/var/lib/cloudctl/network", "/etc"]
+    assert "local-fs.target" not in words["After"]
+    assert not any("udev" in unit for unit in words["Before"])
+
+
+def test_taking_a_change_back_ends_all_of_what_takes_it_up(machine: Path) -> None:
+    pending(machine, [])
+    play(machine, "undo", "timer")
+    called = (machine / "called").read_text().splitlines()
+    kill = called.index("systemctl kill --signal=KILL cloudctl-network-apply.service")
+    assert called.index("systemctl stop cloudctl-network-apply.timer") < kill
 
 
 def test_a_confirmed_change_is_not_undone(machine: Path) -> None:
@@ -1050,7 +1107,8 @@ def test_a_port_that_is_renamed_goes_back_under_its_old_name(
     links = [link("enp3s0", MAC, None, "10.10.10.50/24")]
     spec = rendered(root, "systemd-networkd")
     spec["ports"][0]["mac"] = MAC
-    _apply, undo = armed(root, changed, monkeypatch, spec, links, networkd=RUNNING)
+    apply, undo = armed(root, changed, monkeypatch, spec, links, networkd=RUNNING)
+    assert apply.index("name eth0") < apply.index("touch /run/cloudctl-ports-named") < apply.index("reload")
     assert "networkctl reconfigure enp3s0" in undo and "networkctl reconfigure eth0" not in undo
     assert "ip address add 10.10.10.50/24 dev enp3s0" in undo
     assert undo.index("name enp3s0") < undo.index("ip address del 10.10.10.21/24 dev enp3s0")

@@ -23,8 +23,8 @@ ETHERNET_MTU = 1500
 """Bytes; what a port has where nobody says anything."""
 
 _NAMESPACE = uuid.UUID("5e2c5bb4-7f0e-4b0e-9d0e-6b1f0c1d5a11")
-_STACKED = "Kind=!bridge bond vlan macvlan ipvlan vxlan dummy tun openvswitch"
-"""Devices that stand on a port may carry its MAC address, but are not the port."""
+_STACKED = "bridge bond vlan macvlan ipvlan vxlan dummy tun openvswitch"
+"""Kinds of devices that stand on a port: they may carry its MAC address, but are not the port."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ def name_files(site: Site, node: Node, daemon: str) -> dict[str, str]:
     table = "".join(f"{port.mac} {port.name}\n" for port in ports(site, node) if port.mac)
     return {
         **links,
-        "/etc/cloudctl/name-ports": _NAME_PORTS.replace("@TABLE@\n", table),
+        "/etc/cloudctl/name-ports": _NAME_PORTS.replace("@TABLE@\n", table).replace(
+            "@KINDS@", _STACKED.replace(" ", "|")
+        ),
         f"/etc/systemd/system/{daemon}.service.d/05-cloudctl-ports.conf": "\n".join(
             [HEADER, "[Service]", "ExecStartPre=-+/bin/sh /etc/cloudctl/name-ports", ""]
         ),
@@ -114,26 +116,29 @@ def name_files(site: Site, node: Node, daemon: str) -> dict[str, str]:
 _NAME_PORTS = """\
 #!/bin/sh
 # Written by cloudctl. Gives ports the names that udev could not: of two that swap theirs, neither is free.
-# Once a boot, before anything stands on the ports: what does may carry their addresses.
+# Once a boot; what stands on a port may carry its address.
 set -C
 : >/run/cloudctl-ports-named || exit 0
 udevadm settle --timeout=15
+number=0
 moves=
 while read -r mac name; do
+  [ "$(cat "/sys/class/net/$name/address" 2>/dev/null)" = "$mac" ] && continue
   for place in /sys/class/net/*; do
     read -r found <"$place/address" || continue
     [ "$found" = "$mac" ] || continue
     port=${place##*/}
-    [ "$port" = "$name" ] && continue
-    moves="$moves $name"
+    if ip -details -json link show dev "$port" | grep -qE '"info_kind":"(@KINDS@)"'; then continue; fi
     ip link set dev "$port" down
-    ip link set dev "$port" name "cctl-$name"
+    ip link set dev "$port" name "cctl$number" && moves="$moves cctl$number:$name"
+    number=$((number + 1))
+    break
   done
 done <<'END'
 @TABLE@
 END
-for name in $moves; do
-  ip link set dev "cctl-$name" name "$name"
+for move in $moves; do
+  ip link set dev "${move%%:*}" name "${move#*:}"
 done
 """
 
@@ -142,7 +147,16 @@ def link_files(site: Site, node: Node) -> dict[str, str]:
     """Return the ``.link`` files by which udev gives ports their names, at every boot; any backend's."""
     return {
         f"/etc/systemd/network/05-cloudctl-{port.name}.link": "\n".join(
-            [HEADER, "[Match]", f"MACAddress={port.mac}", _STACKED, "", "[Link]", f"Name={port.name}", ""]
+            [
+                HEADER,
+                "[Match]",
+                f"MACAddress={port.mac}",
+                f"Kind=!{_STACKED}",
+                "",
+                "[Link]",
+                f"Name={port.name}",
+                "",
+            ]
         )
         for port in ports(site, node)
         if port.mac
@@ -150,7 +164,7 @@ def link_files(site: Site, node: Node) -> dict[str, str]:
 
 
 def _unit(port: Port) -> str:
-    match = [f"MACAddress={port.mac}", _STACKED] if port.mac else [f"Name={port.name}"]
+    match = [f"MACAddress={port.mac}", f"Kind=!{_STACKED}"] if port.mac else [f"Name={port.name}"]
     lines = [
         HEADER,
         "[Match]",
