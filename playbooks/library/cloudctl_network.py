@@ -228,7 +228,7 @@ def apply(network: dict, seconds: int) -> dict:
     token = f"{int(time.time())}-{os.getpid()}"
     saved = arm(network, found, token, seconds)
     for path, text in found["texts"].items():
-        if path not in found["wanted"]:
+        if path not in found["ours"]:
             keep_foreign(path)
         if text is None:
             os.unlink(path)
@@ -311,7 +311,7 @@ def changed_ports(network: dict, found: dict) -> list[str]:
     names = [port["name"] for port in network["ports"]]
     whole = found["backend"] != found["from"] or found["backend"] == "netplan"
     # What others wrote may have configured any of them.
-    whole = whole or any(path not in found["ours"] for path in found["texts"])
+    whole = whole or not found["texts"].keys() <= {*found["ours"], *found["wanted"]}
     if whole or found["renames"] or found["daemons"]:
         return names
     return [name for name in names if any(f"-{name}" in os.path.basename(path) for path in found["texts"])]

@@ -5,9 +5,11 @@ Runs on the node with the standard library alone. Decisions are pure functions o
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 import glob
+import ipaddress
 import json
 import os
 import re
@@ -39,6 +41,9 @@ PACKAGE = {"netplan": "netplan.io", "networkmanager": "network-manager"}
 """Debian's packages; systemd-networkd is part of systemd."""
 
 PROGRAM = {"systemd-networkd": "networkctl", "netplan": "netplan", "networkmanager": "nmcli", "ifcfg": "ifup"}
+
+SCRIPTS = "/etc/sysconfig/network-scripts"
+"""Directory of ``ifcfg`` files; Debian has an ``ifup``, too, that does not read them."""
 
 OURS = (
     "/etc/systemd/network/05-cloudctl-*.network",
@@ -165,7 +170,7 @@ def match_port(kind: str, path: str, text: str, port: dict) -> str:
         address = re.search(r"(?m)^mac-address=(\S+)", lowered)
         return "itself" if (found and found[1] == name) or (address and address[1] == mac) else ""
     if kind == "ifcfg":
-        values = {k: v.strip("\"' ") for k, v in re.findall(r"(?m)^\s*([A-Z_0-9]+)=(.*)$", text)}
+        values = ifcfg_values(text)
         device = values.get("DEVICE") or os.path.basename(path).partition("-")[2]
         return "itself" if device == name or (mac and values.get("HWADDR", "").lower() == mac) else ""
     return "itself" if without_ports(text, {name}) != text else ""
@@ -344,14 +349,34 @@ def rename_lines(moves: list[tuple[str, str]]) -> list[str]:
     return lines
 
 
+def ifcfg_values(text: str) -> dict[str, str]:
+    """Return the variables of an ifcfg file, without quotes and comments."""
+    lines = re.findall(r"(?m)^\s*([A-Z_0-9]+)=(.*)$", text)
+    return {key: re.sub(r"\s#.*", "", value).strip("\"' \t") for key, value in lines}
+
+
+def with_hwaddr(path: str, text: str, links: list[dict]) -> str:
+    """Return our ifcfg file with the MAC address of its port, where the inventory doesn't say one."""
+    name = os.path.basename(path).removeprefix("ifcfg-")
+    macs = [link["mac"] for link in links if link["name"] == name and link["kind"] not in STACKED]
+    if not macs or not macs[0] or "HWADDR" in ifcfg_values(text):
+        return text
+    first = f"DEVICE={name}\n"
+    return text.replace(first, f"{first}HWADDR={macs[0].upper()}\n", 1)
+
+
 def addresses_in(path: str, text: str) -> list[str]:
     """Return the addresses with prefix length that a configuration file gives (any backend's)."""
     if "/ifcfg-" in path:
-        values = dict(re.findall(r"(?m)^([A-Z]+)=(.*)$", text))
-        if "IPADDR" in values and "NETMASK" in values:
-            bits = sum(bin(int(part)).count("1") for part in values["NETMASK"].split("."))
-            return [f"{values['IPADDR']}/{bits}"]
-        return []
+        values = ifcfg_values(text)
+        found = []
+        for key, address in values.items():
+            if key.startswith("IPADDR"):
+                number = key.removeprefix("IPADDR")
+                mask = values.get(f"PREFIX{number}") or values.get(f"NETMASK{number}") or "none"
+                with contextlib.suppress(ValueError):
+                    found.append(ipaddress.IPv4Interface(f"{address}/{mask}").with_prefixlen)
+        return found
     return re.findall(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}/\d{1,2}(?!\d)", text)
 
 
@@ -839,6 +864,8 @@ def compare(network: dict) -> dict:
     pending = os.path.isdir(f"{STATE}/{PENDING}")
     units = read_units()
     programs = {name for name, program in PROGRAM.items() if shutil.which(program, path=_PATH)}
+    if not os.path.isdir(SCRIPTS):
+        programs.discard("ifcfg")
     running = {
         name for name, unit in DAEMON.items() if units.get(unit, {}).get("active") and name in programs
     }
@@ -858,11 +885,16 @@ def compare(network: dict) -> dict:
         if not packages:
             raise NetworkError(
                 "network-backend-missing",
-                f"the network backend {backend} needs {PROGRAM[backend]}, which is not on this node",
+                f"the network backend {backend} needs {PROGRAM[backend]}"
+                + (f" with {SCRIPTS}" if backend == "ifcfg" else "")
+                + ", which is not on this node",
                 "choose another backend for it: network_backend in the inventory",
             )
     wanted: dict[str, str] = {entry["path"]: entry["content"] for entry in rendered["files"]}
     modes = {entry["path"]: int(entry["mode"], 8) for entry in rendered["files"]}
+    links = read_links()
+    if backend == "ifcfg":
+        wanted = {path: with_hwaddr(path, text, links) for path, text in wanted.items()}
     if os.path.isdir(CLOUD_INIT):
         wanted[CLOUD_INIT_OFF] = (
             "# Written by cloudctl: it configures the network.\nnetwork: {config: disabled}\n"
@@ -878,7 +910,6 @@ def compare(network: dict) -> dict:
         }
         for kind, pattern in OTHERS.items()
     }
-    links = read_links()
     fighting = conflicts(backend, others, network["ports"], links)
     texts.update(fighting)
     files = []
@@ -909,7 +940,7 @@ def compare(network: dict) -> dict:
         "links": links,
         "units": units,
         "wanted": sorted(wanted),
-        "ours": sorted({*ours, *wanted}),
+        "ours": sorted(ours),
     }
 
 

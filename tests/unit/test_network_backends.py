@@ -582,6 +582,21 @@ def test_only_addresses_of_the_old_files_are_removed() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("IPADDR=10.0.0.1\nNETMASK=255.255.255.0\n", ["10.0.0.1/24"]),
+        ('IPADDR="10.0.0.1"  # office\nNETMASK="255.255.0.0"\n', ["10.0.0.1/16"]),
+        ("IPADDR='10.0.0.1'\nPREFIX=24\n", ["10.0.0.1/24"]),
+        ("IPADDR0=10.0.0.1\nPREFIX0=24\nIPADDR1=10.0.1.1\nPREFIX1=25\n", ["10.0.0.1/24", "10.0.1.1/25"]),
+        ("IPADDR=$address\nPREFIX=24\nIPADDR1=10.0.0.1\nNETMASK1=\n", []),
+        ("BOOTPROTO=dhcp\n", []),
+    ],
+)
+def test_an_ifcfg_file_is_read_as_the_shell_does(text: str, found: list[str]) -> None:
+    assert net.addresses_in("/x/ifcfg-eth0", text) == found
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "      gateway4: 10.10.10.1\n",
@@ -787,7 +802,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A node's directories below a temporary one, without devices, with systemd-networkd running."""
     monkeypatch.setattr(net, "OURS", tuple(f"{tmp_path}{path}" for path in net.OURS))
     monkeypatch.setattr(net, "OTHERS", {kind: f"{tmp_path}{path}" for kind, path in net.OTHERS.items()})
-    for name in ("STATE", "RECORD", "CLOUD_INIT", "CLOUD_INIT_OFF"):
+    for name in ("STATE", "RECORD", "CLOUD_INIT", "CLOUD_INIT_OFF", "SCRIPTS"):
         monkeypatch.setattr(net, name, f"{tmp_path}{getattr(net, name)}")
     monkeypatch.setattr(net, "read_links", list)
     monkeypatch.setattr(net, "read_routes", list)
@@ -881,6 +896,32 @@ def test_a_backend_whose_programs_cannot_be_had_is_an_error(root: Path) -> None:
     with pytest.raises(net.NetworkError) as caught:
         net.compare(rendered(root, "ifcfg"))
     assert caught.value.ref == "network-backend-missing"
+
+
+def test_ifcfg_needs_the_directory_as_well_as_a_program_that_debian_has_too(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(net.shutil, "which", lambda name, path=None: "/x")
+    with pytest.raises(net.NetworkError, match=r"needs ifup with .*/network-scripts, which is not"):
+        net.compare(rendered(root, "ifcfg"))
+    (root / "etc/sysconfig/network-scripts").mkdir(parents=True)
+    assert net.compare(rendered(root, "ifcfg"))["backend"] == "ifcfg"
+
+
+def test_an_ifcfg_file_names_the_mac_address_that_the_node_knows(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(net.shutil, "which", lambda name, path=None: "/x")
+    monkeypatch.setattr(net, "read_links", lambda: [link("eth0", MAC)])
+    file = installed(root, "/etc/sysconfig/network-scripts/ifcfg-eth0", "DEVICE=eth0\nBOOTPROTO=dhcp\n")
+    text = net.compare(rendered(root, "ifcfg"))["texts"][str(file)]
+    assert text.startswith(f"DEVICE=eth0\nHWADDR={MAC.upper()}\nBOOTPROTO=none\nONBOOT=yes\nIPADDR=")
+    file.write_text(text)
+    file.chmod(0o644)
+    assert net.compare(rendered(root, "ifcfg"))["files"] == []
+    given = "DEVICE=eth0\nHWADDR=52:54:00:00:00:01\n"
+    assert net.with_hwaddr("/x/ifcfg-eth0", given, [link("eth0", MAC)]) == given
+    assert net.with_hwaddr("/x/ifcfg-eth1", "DEVICE=eth1\n", [link("eth0", MAC)]) == "DEVICE=eth1\n"
 
 
 def test_a_refused_backend_is_an_error(root: Path) -> None:
@@ -1126,6 +1167,24 @@ def test_a_second_file_with_the_same_address_goes_without_it(
     apply, _undo = armed(root, changed, monkeypatch, rendered(root, "netplan"), links, networkd=RUNNING)
     assert not second.exists() and "networkctl reconfigure eth0" in apply
     assert "ip address del" not in apply and "ip route del" not in apply
+
+
+def test_an_installers_file_that_is_overwritten_is_kept(
+    root: Path, changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = "DEVICE=eth0\nBOOTPROTO=dhcp\n"
+    file = installed(root, "/etc/sysconfig/network-scripts/ifcfg-eth0", old)
+    spec = rendered(root, "ifcfg")
+    armed(root, changed, monkeypatch, spec, [link("eth0", "", None, "10.10.10.50/24")])
+    kept = Path(f"{root}/kept{file}")
+    assert "IPADDR=10.10.10.21" in file.read_text() and kept.read_text() == old
+    # Ours is no installer's: it is known by name.
+    kept.unlink()
+    Path(net.RECORD).write_text(json.dumps({"backend": "ifcfg", "files": [str(file)]}))
+    (changed.place / "gone").rename(changed.place / "before")
+    file.write_text(old)
+    armed(root, changed, monkeypatch, spec, [])
+    assert file.read_text() != old and not kept.exists()
 
 
 # -- the plan, and how a change ended ----------------------------------------------------------
