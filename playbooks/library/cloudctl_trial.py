@@ -55,8 +55,9 @@ EXAMPLES = r"""
 RETURN = r"""
 trial:
   description: >-
-    C(peers), each with C(full) and C(small) - whether it answered a packet of that size -, C(taken) - the
-    addresses that another machine has, with its MAC -, C(faults) - ports that could not be tried, and why.
+    C(peers), each with C(full) and C(small) - whether it answered a packet of that size - and the port's
+    C(interface) and C(interface_mtu), C(taken) - the addresses that another machine has, with its MAC -,
+    C(faults) - ports that could not be tried, and why.
   returned: always
   type: dict
 """
@@ -103,6 +104,16 @@ def ping(source, address, size):
     # The first may be lost while the address is being resolved.
     command = ["ping", "-n", "-q", "-M", "do", "-s", str(size), "-c", "2", "-i", "0.2", "-W", "1"]
     return run([*command, "-I", source, address])[0]
+
+
+def ports_of(links):
+    """Return by IPv4 address the port that has it, and its MTU."""
+    return {
+        entry["local"]: {"interface": link["ifname"], "interface_mtu": int(link.get("mtu", 0))}
+        for link in links
+        for entry in link.get("addr_info", [])
+        if entry.get("family") == "inet"
+    }
 
 
 def try_peer(peer):
@@ -209,6 +220,10 @@ def trial(ports, peers):
         tried = [peer for peer in peers if peer["network"] not in spoiled]
         with ThreadPoolExecutor(max_workers=min(WORKERS, len(tried) or 1)) as pool:
             results = list(pool.map(try_peer, tried))
+        # A port that had its address already was tried with the MTU that it has.
+        found = ports_of(read_links())
+    none = {"interface": "", "interface_mtu": 0}
+    results = [{**peer, **found.get(peer["source"], none)} for peer in results]
     return {"peers": results, "taken": made.taken, "faults": made.faults}
 
 

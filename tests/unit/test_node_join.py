@@ -202,7 +202,8 @@ def test_all_networks_are_tried_with_nodes_that_are_there(fresh: Path) -> None:
 
 
 def peer(node: str, full: bool, small: bool, network: str = "storage") -> dict[str, Any]:
-    return {"node": node, "network": network, "mtu": 9000, "full": full, "small": small}
+    port = {"interface": "eth1", "interface_mtu": 9000}
+    return {"node": node, "network": network, "mtu": 9000, "full": full, "small": small, **port}
 
 
 def refs(*peers: dict[str, Any], **more: Any) -> list[tuple[str, bool]]:
@@ -220,6 +221,13 @@ def test_how_networks_answer() -> None:
     assert refs(peer("a", *good), peer("b", *silent)) == [("peer-silent", True)]
     assert refs(taken=[{"network": "storage", "address": "1", "mac": "2"}]) == [("address-duplicate", False)]
     assert refs(faults=[{"network": "storage", "interface": "e", "why": "x"}]) == [("port-unusable", False)]
+
+
+def test_a_machine_whose_own_mtu_is_too_small_is_told_so() -> None:
+    peers = [{**peer("a", False, True), "interface_mtu": 1500}]
+    (found,) = judge_trial("n", {"peers": peers, "taken": [], "faults": []})
+    assert (found.ref, found.message) == ("network-mtu", "network storage: eth1 has MTU 1500, 9000 is wanted")
+    assert "ip link set dev eth1 mtu 9000" in str(found.hint) and "switch" not in str(found.hint)
 
 
 def test_a_disk_of_a_removed_osd_is_refused_on_a_new_machine() -> None:

@@ -177,6 +177,12 @@ MISTAKES = {
         "compute01: {ansible_host: 10.10.10.21, interfaces: {eth3: {network: tenant, address: null}}}",
         "network-twice",
     ),
+    "own interface with a bad name": Mistake(
+        HOSTS,
+        COMPUTE01,
+        "compute01: {ansible_host: 10.10.10.21, interfaces: {'eth3;x': {network: api}}}",
+        "interface-name",
+    ),
     "link with a smaller mtu": Mistake(
         HOSTS,
         COMPUTE01,

@@ -93,6 +93,15 @@ def _judge_network(name: str, network: str, peers: Sequence[Trial]) -> Iterator[
     silent = [peer for peer in peers if not peer["full"] and not peer["small"]]
     if small:
         size = max(int(peer["mtu"]) for peer in small)
+        interface, mtu = str(small[0]["interface"]), int(small[0]["interface_mtu"])
+        if 0 < mtu < size:
+            yield Finding(
+                "network-mtu",
+                f"network {network}: {interface} has MTU {mtu}, {size} is wanted",
+                name,
+                f"on the machine: ip link set dev {interface} mtu {size}; the deploy makes it stay",
+            )
+            return
         yield Finding(
             "network-mtu",
             f"network {network}: packets of {size} bytes do not pass to {_names(small)}, small ones do",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from itertools import combinations
@@ -153,6 +154,9 @@ def check_ports(draft: Draft, problems: Problems) -> None:
         own = host.vars.get("interfaces")
         for name, value in (own if isinstance(own, dict) else {}).items():
             network = value.get("network") if isinstance(value, dict) else None
+            if not _interface_name(name):
+                where = _port_where(host, name)
+                problems.add("interface-name", f"'{name}' of {host.name} cannot be an interface name", where)
             if isinstance(network, str) and network not in networks:
                 problems.add(
                     "unknown-network",
@@ -582,7 +586,7 @@ def _known_groups(host: Host) -> bool:
 
 
 def _interface_name(name: Any) -> bool:
-    return isinstance(name, str) and 0 < len(name) <= 15 and not set(name) & set("/: \t")
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", name) is not None
 
 
 def _usable(address: str, network: IPv4Network) -> bool:
