@@ -251,12 +251,13 @@ def conflicts(
         links: the node's devices: name, mac, kind, addresses.
 
     Raises:
-        NetworkError: a file configures a port that is not ours as well, and can't be parted.
+        NetworkError: a file makes a port (a bond), or configures one that is not ours and can't be parted.
     """
     found: dict[str, str | None] = {}
     names = {port["name"] for port in ports}
     present = {link["mac"]: link["name"] for link in links if link["kind"] not in STACKED}
     ours = names | {present[port["mac"]] for port in ports if port["mac"] in present}
+    made = [{**link, "mac": None} for link in links if link["name"] in names and link["kind"] in STACKED]
     others = []
     for link in links:
         if link["name"] not in ours:
@@ -269,6 +270,7 @@ def conflicts(
                 continue
             if kind.startswith("ifupdown"):
                 found[path] = without_ports(text, names)
+                _keep_made(kind, path, text, made)
             elif kind == "systemd-networkd" and backend in ("systemd-networkd", "netplan"):
                 # networkd takes the first file that matches: what comes after ours does nothing.
                 first = "05-cloudctl-" if backend == "systemd-networkd" else "10-netplan-"
@@ -279,8 +281,20 @@ def conflicts(
             else:
                 found[path] = None
             if found.get(path, "") is None:
+                _keep_made(kind, path, text, made)
                 found[path] = _for_others(kind, path, text, ports, others)
     return found
+
+
+def _keep_made(kind: str, path: str, text: str, made: list[dict]) -> None:
+    """Refuse to take away what makes a port: networkd's ``.network`` files do not."""
+    named = [link["name"] for link in made if match_port(kind, path, text, link) == "itself"]
+    if named and kind != "systemd-networkd":
+        raise NetworkError(
+            "network-backend-refused",
+            f"{path} makes {', '.join(named)}, a port of networks.yml, and goes with the network backend",
+            "make it with netplan or systemd-networkd, and set the node's network_backend to systemd-networkd",
+        )
 
 
 def _for_others(kind: str, path: str, text: str, ports: list[dict], others: list[dict]) -> str | None:
@@ -296,7 +310,10 @@ def _for_others(kind: str, path: str, text: str, ports: list[dict], others: list
     if kind == "netplan":
         rest = without_blocks(text, {port["name"] for port in ports})
         whole = all(rest.count(one) == rest.count(two) for one, two in ("{}", "[]"))
-        if whole and not configures(kind, path, rest, ports) and configures(kind, path, rest, others):
+        # What stands on a port of ours names it, too.
+        words = set(re.split(r"[\s,:\[\]{}\"']+", rest))
+        apart = not configures(kind, path, rest, ports) and not words & {port["name"] for port in ports}
+        if whole and apart and configures(kind, path, rest, others):
             return rest
     named = ", ".join(used)
     raise NetworkError(

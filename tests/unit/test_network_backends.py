@@ -382,6 +382,7 @@ def test_what_stands_on_a_port_or_is_no_ethernet_is_no_other_port() -> None:
         ("netplan", CLOUD_IMAGE),
         ("netplan", "network: {ethernets: {eth0: {dhcp4: true}, eth9: {dhcp4: true}}}\n"),
         ("netplan", "network:\n  ethernets:\n    eth0: {dhcp4: true,\n    dhcp6: true}\n    eth9: {}\n"),
+        ("netplan", "network:\n  ethernets:\n    eth0: {}\n  vlans:\n    eth9: {link: eth0, id: 9}\n"),
         ("systemd-networkd", "[Match]\nName=eth0 eth9\n"),
         ("systemd-networkd", "[Match]\nType=ether\n"),
     ],
@@ -392,6 +393,24 @@ def test_a_file_that_another_port_needs_is_not_taken_away(kind: str, text: str) 
         net.conflicts("networkmanager", {kind: {"/x/50": text}}, PORTS, links)
     assert caught.value.ref == "network-backend-refused"
     assert "/x/50 configures eth9 as well" in str(caught.value) and "/x/50" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("netplan", "network:\n  ethernets: {eno1: {}}\n  bonds:\n    eth0: {interfaces: [eno1]}\n"),
+        ("ifupdown", "auto eth0\niface eth0 inet manual\n  bond-slaves eno1\n"),
+        ("networkmanager", "[connection]\ntype=bond\ninterface-name=eth0\n"),
+    ],
+)
+def test_a_file_that_makes_a_port_is_not_taken_away(kind: str, text: str) -> None:
+    links = [link("eth0", "", "bond"), link("eno1")]
+    with pytest.raises(net.NetworkError, match="/x/50 makes eth0") as caught:
+        net.conflicts("networkmanager", {kind: {"/x/50": text}}, PORTS, links)
+    assert caught.value.ref == "network-backend-refused"
+    # networkd makes it by another file.
+    unit = {"systemd-networkd": {"/x/00-a.network": UNIT}}
+    assert net.conflicts("systemd-networkd", unit, PORTS, links) == {"/x/00-a.network": None}
 
 
 def test_netplans_file_keeps_the_ports_that_are_not_ours() -> None:
