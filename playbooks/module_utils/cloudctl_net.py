@@ -394,6 +394,12 @@ def addresses_in(path: str, text: str) -> list[str]:
                 with contextlib.suppress(ValueError):
                     found.append(ipaddress.IPv4Interface(f"{address}/{mask}").with_prefixlen)
         return found
+    if "/network/interfaces" in path:
+        # The mask may be in a line of its own.
+        text = re.sub(r"(?m)^(\s*address\s+[\d.]+)\s*\n\s*netmask\s+", r"\1/", text)
+        given = re.findall(r"(?m)^\s*address\s+([\d.]+/[\d.]+)", text)
+        with contextlib.suppress(ValueError):
+            return [ipaddress.IPv4Interface(address).with_prefixlen for address in given]
     return re.findall(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}/\d{1,2}(?!\d)", text)
 
 

@@ -615,6 +615,16 @@ def test_an_ifcfg_file_is_read_as_the_shell_does(text: str, found: list[str]) ->
     assert net.addresses_in("/x/ifcfg-eth0", text) == found
 
 
+def test_ifupdown_may_say_the_mask_in_a_line_of_its_own() -> None:
+    text = "iface eth0 inet static\n  address 10.0.0.1\n  netmask 255.255.255.0\n  gateway 10.0.0.254\n"
+    path = "/etc/network/interfaces"
+    assert net.addresses_in(path, text + "iface eth1 inet static\n  address 10.0.1.1/25\n") == [
+        "10.0.0.1/24",
+        "10.0.1.1/25",
+    ]
+    assert net.addresses_in(path, "iface eth0 inet dhcp\n  post-up ip route add 10.9.0.0/16 dev eth0\n") == []
+
+
 @pytest.mark.parametrize(
     "text",
     [
