@@ -429,6 +429,9 @@ def leftovers(
     for address in sorted(old - new - kept):
         for link in links:
             if address in link["addresses"]:
+                # Else the kernel takes the new address away with the older one of the same subnet.
+                promote = f"/proc/sys/net/ipv4/conf/{link['name']}/promote_secondaries"
+                lines.append(f"echo 1 >{shlex.quote(promote)} || true")
                 lines.append(f"ip address del {address} dev {shlex.quote(link['name'])} 2>/dev/null || true")
     return lines
 
