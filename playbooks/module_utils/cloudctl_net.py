@@ -197,7 +197,7 @@ def _match_networkd(text: str, name: str, mac: str | None) -> str:
 def _among(value: str, globs: list[str]) -> bool:
     """Whether one of systemd's globs matches; an exclamation mark before the first turns them round."""
     turned = globs[0].startswith("!")
-    globs = [globs[0].removeprefix("!"), *globs[1:]]
+    globs = [globs[0].lstrip("!"), *globs[1:]]
     return any(fnmatch.fnmatchcase(value, item) for item in globs) is not turned
 
 
@@ -374,7 +374,7 @@ def ifcfg_values(text: str) -> dict[str, str]:
 
 def with_hwaddr(path: str, text: str, links: list[dict]) -> str:
     """Return our ifcfg file with the MAC address of its port, where the inventory doesn't say one."""
-    name = os.path.basename(path).removeprefix("ifcfg-")
+    name = os.path.basename(path).partition("-")[2]
     macs = [link["mac"] for link in links if link["name"] == name and link["kind"] not in STACKED]
     if not macs or not macs[0] or "HWADDR" in ifcfg_values(text):
         return text
@@ -389,7 +389,7 @@ def addresses_in(path: str, text: str) -> list[str]:
         found = []
         for key, address in values.items():
             if key.startswith("IPADDR"):
-                number = key.removeprefix("IPADDR")
+                number = key[len("IPADDR") :]
                 mask = values.get(f"PREFIX{number}") or values.get(f"NETMASK{number}") or "none"
                 with contextlib.suppress(ValueError):
                     found.append(ipaddress.IPv4Interface(f"{address}/{mask}").with_prefixlen)
