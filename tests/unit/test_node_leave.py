@@ -15,7 +15,6 @@ from click.testing import CliRunner
 from site_support import lab_site
 
 from cloudctl import osd
-from cloudctl.errors import ApplyFailed, CheckFailed, UsageError
 from cloudctl.commands import node as node_command
 from cloudctl.errors import ApplyFailed, CheckFailed, Unreachable, UsageError
 from cloudctl.node import enroll, instances, join, journal, leave
@@ -23,10 +22,10 @@ from cloudctl.node.future import future_site
 from cloudctl.node.instances import Compute, Guest, Migration, forgotten, refuse_immovable, way_of
 from cloudctl.node.join import Change
 from cloudctl.node.others import Work
-from cloudctl.osd import remote
-from cloudctl.osd.cluster import Cluster, Osd, Pool
 from cloudctl.operations.call import Answers
 from cloudctl.operations.steps import Journal
+from cloudctl.osd import remote
+from cloudctl.osd.cluster import Cluster, Osd, Pool
 from cloudctl.power import drivers
 from cloudctl.power import guests as guests_module
 from cloudctl.power.drivers import OFF, ON, UNKNOWN
@@ -620,6 +619,8 @@ def test_a_dead_node_leaves_the_orchestrator_whatever_that_believes(
     leaving = leave.Leaving(site, node, ["storage"], change, True, lambda text: None, World({}), "")
     leaving.forget_host()
     assert asked == expected
+
+
 def test_a_controller_that_is_off_does_not_keep_a_node_from_leaving(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
