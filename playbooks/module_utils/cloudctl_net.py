@@ -293,7 +293,7 @@ def _keep_made(kind: str, path: str, text: str, made: list[dict]) -> None:
         raise NetworkError(
             "network-backend-refused",
             f"{path} makes {', '.join(named)}, a port of networks.yml, and goes with the network backend",
-            "make it with netplan or systemd-networkd, and set the node's network_backend to systemd-networkd",
+            "make it with netplan or systemd-networkd, and set its network_backend to systemd-networkd",
         )
 
 
