@@ -20,6 +20,17 @@ from cloudctl.errors import ApplyFailed, CheckFailed, Unreachable, UsageError
 from cloudctl.node import enroll, instances, join, journal, leave
 from cloudctl.node.future import future_site
 from cloudctl.node.instances import Compute, Guest, Migration, forgotten, refuse_immovable, way_of
+from cloudctl.errors import ApplyFailed, CheckFailed, UsageError
+from cloudctl.node import instances, journal, leave
+from cloudctl.node.instances import (
+    Compute,
+    Guest,
+    Migration,
+    forgotten,
+    refuse_immovable,
+    refuse_unconfirmed,
+    way_of,
+)
 from cloudctl.node.join import Change
 from cloudctl.node.others import Work
 from cloudctl.operations.call import Answers
@@ -107,6 +118,20 @@ def test_instances_that_cannot_move_are_named() -> None:
     with pytest.raises(CheckFailed, match=r"vm1 \(ERROR\), vm2 \(SUSPENDED\)"):
         refuse_immovable("h", guests)
     refuse_immovable("h", guests[:1])
+
+
+def finished(number: str, *, own: bool = False, source: str = "h") -> Migration:
+    return Migration(f"m{number}", number, source, "migration" if own else "resize", "finished", own)
+
+
+def test_a_resize_that_somebody_has_to_confirm_is_named() -> None:
+    now = [Guest(str(n), f"vm{n}", "other", "VERIFY_RESIZE") for n in range(3)]
+    moves = [finished("0", own=True), finished("1"), Migration("m2", "2", "h", "resize", "confirming")]
+    with pytest.raises(CheckFailed, match=r"confirmed: vm1 \(on other\)$") as caught:
+        refuse_unconfirmed("h", moves, now)
+    assert caught.value.ref == "resize-unconfirmed"
+    # Somebody has reset its state: nothing is left to confirm.
+    refuse_unconfirmed("h", moves, [Guest("1", "vm1", "other", "ACTIVE")])
 
 
 def test_how_instances_leave() -> None:
@@ -250,6 +275,7 @@ class World(Compute):
         self.looks = self.late = 0
         self.runs: set[str] = set()
         self.ended: list[str] = []
+        self.moves: list[Migration] = []
 
     def guests(self, node: str = "") -> list[Guest]:
         moving = [guest for guest in self.now.values() if guest.task]
@@ -266,6 +292,9 @@ class World(Compute):
         self.asked.append((guest.id, action))
         if action == "confirmResize":
             self.now[guest.id] = Guest(guest.id, guest.name, guest.host, "SHUTOFF")
+            self.moves = [move for move in self.moves if move.guest != guest.id]
+        elif action == "os-resetState":
+            self.now[guest.id] = Guest(guest.id, guest.name, guest.host, body[action]["state"].upper())
         else:
             task = "cold" if action == "migrate" else "moving"
             status = "ACTIVE" if (action, guest.status) == ("evacuate", "ERROR") else guest.status
@@ -276,13 +305,20 @@ class World(Compute):
 
     def under_way(self, node: str) -> list[Migration]:
         self.looks += 1
-        return [Migration("m0", "0", node)] if self.looks <= self.late else []
+        theirs = {move.guest for move in self.moves}
+        own = [
+            finished(guest.id, own=True)
+            for guest in self.now.values()
+            if guest.status == "VERIFY_RESIZE" and guest.id not in theirs
+        ]
+        return [*self.moves, *own, *([Migration("m0", "0", node)] if self.looks <= self.late else [])]
 
     def running(self, node: str) -> set[str]:
         return self.runs
 
     def end_migrations(self, stale: Sequence[Migration]) -> None:
         self.ended += [move.id for move in stale]
+        self.moves = [move for move in self.moves if move not in stale]
 
 
 @pytest.fixture(autouse=True)
@@ -307,6 +343,138 @@ def test_a_stopped_instance_moves_as_it_is() -> None:
     world.move_away("h", lambda text: None)
     assert [action for _id, action in world.asked] == ["migrate", "confirmResize"]
     assert world.now["0"].status == "SHUTOFF"
+
+
+def test_a_run_that_was_killed_before_it_confirmed_a_move_goes_on() -> None:
+    world = World({"0": Guest("0", "vm0", "other", "VERIFY_RESIZE")})
+    assert world.move_away("h", lambda text: None) == "1 instances moved"
+    assert world.asked == [("0", "confirmResize")]
+
+
+def test_a_stopped_instance_that_moves_at_the_second_try_is_confirmed() -> None:
+    world = World(guests("SHUTOFF"), stuck=("0",))
+    done = world._act
+
+    def act(guest: Guest, body: dict[str, Any]) -> None:
+        world.stuck = () if world.asked else ("0",)
+        done(guest, body)
+
+    world._act = act  # type: ignore[method-assign]
+    assert world.move_away("h", lambda text: None) == "1 instances moved"
+    assert [action for _id, action in world.asked] == ["migrate", "migrate", "confirmResize"]
+
+
+def test_a_move_that_is_just_being_confirmed_is_not_confirmed_again() -> None:
+    world = World({"0": Guest("0", "vm0", "other", "VERIFY_RESIZE")})
+    states = iter(["post-migrating", "finished", "confirming", "confirming"])
+
+    def under_way(node: str) -> list[Migration]:
+        state = next(states, "")
+        if not state:  # confirmed: the instance shows it a moment later
+            world.looks += 1
+            if world.looks > 2:
+                world.now["0"] = Guest("0", "vm0", "other", "SHUTOFF")
+        return [Migration("m0", "0", "h", "migration", state, own=True)] if state else []
+
+    def act(guest: Guest, body: dict[str, Any]) -> None:
+        world.asked.append((guest.id, next(iter(body))))
+
+    world.under_way, world._act = under_way, act  # type: ignore[method-assign]
+    world.move_away("h", lambda text: None)
+    assert world.asked == [("0", "confirmResize")]
+
+
+@pytest.mark.parametrize("host", ["h", "other"])
+def test_a_resize_of_somebody_else_is_left_to_him(host: str) -> None:
+    world = World({**guests("ACTIVE"), "1": Guest("1", "vm1", host, "VERIFY_RESIZE")})
+    world.moves = [finished("1", source="h" if host == "other" else "other")]
+    with pytest.raises(ApplyFailed, match="1 of 2 instances were not moved: vm1: it was resized and waits"):
+        world.move_away("h", lambda text: None)
+    assert world.asked == [("0", "os-migrateLive")] and not world.ended
+
+
+def test_an_instance_whose_build_was_under_way_is_moved_too() -> None:
+    world = World(guests("ACTIVE"))
+    look = world.guests
+    looks = 0
+
+    def late(node: str = "") -> list[Guest]:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            world.now["9"] = Guest("9", "late", "h", "BUILD")
+        elif looks == 4:
+            world.now["9"] = Guest("9", "late", "h", "ACTIVE")
+        return look(node)
+
+    world.guests = late  # type: ignore[method-assign]
+    assert world.move_away("h", lambda text: None) == "2 instances moved"
+    assert world.asked == [("0", "os-migrateLive"), ("9", "os-migrateLive")]
+
+
+def test_services_are_not_ended_while_the_api_has_an_instance_there(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(leave, "call", lambda *args, **options: called.append(args))
+    for guest, moves in [
+        (Guest("0", "vm0", "compute02", "BUILD"), []),
+        (Guest("0", "vm0", "other", "VERIFY_RESIZE"), [finished("0", source="compute02")]),
+    ]:
+        world = World({"0": guest, "1": Guest("1", "", "other", "ACTIVE")})
+        world.moves = moves
+        with pytest.raises(ApplyFailed, match=rf"1 instances came meanwhile: vm0 \({guest.status}\)"):
+            leaving(site, world).stop_services()
+    assert not called
+    World({"1": Guest("1", "", "other", "ACTIVE")}).refuse_left("compute02")
+
+
+def test_a_tenants_resize_is_refused_before_anything_is_changed(site: Site) -> None:
+    world = World({"0": Guest("0", "vm0", "other", "VERIFY_RESIZE")})
+    world.moves = [finished("0", source="compute02")]
+    world.others_up = lambda node: ["other"]  # type: ignore[method-assign]
+    with pytest.raises(CheckFailed) as caught:
+        leaving(site, world)._check_compute()
+    assert caught.value.ref == "resize-unconfirmed"
+    assert leaving(site, world, dead=True)._check_compute().startswith("0 instances")
+
+
+def test_resizes_away_from_a_dead_node_end() -> None:
+    world = World(
+        {
+            **guests("ACTIVE"),
+            "1": Guest("1", "vm1", "other", "VERIFY_RESIZE"),
+            "2": Guest("2", "vm2", "other", "ACTIVE"),  # its run was killed in between
+            "3": Guest("3", "vm3", "h", "VERIFY_RESIZE"),  # it came from elsewhere
+        }
+    )
+    world.moves = [finished("1"), finished("2"), finished("3", source="other")]
+    assert world.evacuate("h", lambda text: None) == "2 instances evacuated"
+    assert world.asked == [
+        ("1", "os-resetState"), ("0", "evacuate"), ("3", "confirmResize"), ("3", "evacuate"),
+    ]  # fmt: skip
+    assert world.ended == ["m1", "m2"] and world.now["1"].status == "ACTIVE"
+    # One that arrives only while the others are started.
+    world.now["1"] = Guest("1", "vm1", "other", "VERIFY_RESIZE")
+    world.moves = [finished("1")]
+    world._await_ended("h", lambda text: None, dead=True)
+    assert world.ended[2:] == ["m1"] and world.now["1"].status == "ACTIVE"
+
+
+def test_which_migrations_have_not_ended() -> None:
+    def row(state: str, kind: str = "migration", user: str = "me") -> Any:
+        return SimpleNamespace(
+            uuid=state, server_id="v", source_compute="h", dest_compute="o", migration_type=kind,
+            status=state, user_id=user,
+        )  # fmt: skip
+
+    rows = [row("confirmed"), row("finished"), row("finished", user="x"), row("finished", "resize")]
+    compute = SimpleNamespace(migrations=lambda host: rows)
+    world = Compute(SimpleNamespace())  # type: ignore[arg-type]
+    world.__dict__["_cloud"] = SimpleNamespace(compute=compute, current_user_id="me")
+    assert [(move.state, move.own) for move in world.under_way("h")] == [
+        ("finished", True), ("finished", False), ("finished", False),
+    ]  # fmt: skip
 
 
 def test_one_that_does_not_move_is_named_and_the_others_moved() -> None:
@@ -368,12 +536,13 @@ def test_an_evacuation_whose_task_has_ended_is_not_begun_again_before_its_own_en
 
 
 def test_only_a_migration_that_nobody_works_on_is_ended() -> None:
-    moves = [Migration(f"m{n}", str(n), "h") for n in range(5)]
+    moves = [Migration(f"m{n}", str(n), "h") for n in range(6)]
     now = [
         Guest("0", "", "other", "ACTIVE"),
         Guest("1", "", "other", "ACTIVE", "migrating"),
         Guest("2", "", "h", "ACTIVE"),
         Guest("3", "", "other", "ACTIVE"),
+        Guest("5", "", "other", "VERIFY_RESIZE"),
     ]
     assert [move.id for move in forgotten(moves, now, {"3"})] == ["m0", "m4"], "the last one was deleted"
 
@@ -521,6 +690,14 @@ def keys(
 ) -> list[str]:
     cluster = {"fsid": FSID} if ceph else None
     change = Change(site, site, [name], {"ctl01": Work(files=[{"path": "/etc/hosts"}])}, {}, cluster)
+def leaving(site: Site, compute: Compute, *, dead: bool = False) -> leave.Leaving:
+    """compute02 on its way out."""
+    change = Change(site, site, ["compute02"], {}, {}, None)
+    return leave.Leaving(site, site.nodes["compute02"], ["compute"], change, dead, lambda text: None, compute)
+
+
+def keys(site: Site, name: str, roles: list[str], *, dead: bool, heir: str = "") -> list[str]:
+    change = Change(site, site, [name], {"ctl01": Work(files=[{"path": "/etc/hosts"}])}, {}, None)
     leaving = leave.Leaving(site, site.nodes[name], roles, change, dead, lambda text: None, World({}), heir)
     steps = leave.build(leaving)
     assert all(step.every_time for step in steps)

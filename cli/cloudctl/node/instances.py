@@ -20,8 +20,12 @@ Say = Callable[[str], None]
 
 PARALLEL = 2
 """Instances that move away at the same time: each copies its memory over the network."""
-ENDED = frozenset({"completed", "confirmed", "reverted", "error", "failed", "cancelled", "done", "finished"})
+ENDED = frozenset({"completed", "confirmed", "reverted", "error", "failed", "cancelled", "done"})
 """States of a migration in which nothing more happens."""
+FINISHED = "finished"
+"""State of a migration whose instance has arrived and waits for somebody to confirm or revert it."""
+RESIZED = "VERIFY_RESIZE"
+"""Status of such an instance."""
 ENDED_TIMEOUT = 180.0
 EVACUATIONS = 4
 EVACUATION = "evacuation"
@@ -47,12 +51,23 @@ class Guest:
 
 @dataclass(frozen=True)
 class Migration:
-    """A migration that has not ended: its UUID, the instance's, the node that it is to leave, its kind."""
+    """A migration that has not ended.
+
+    Attributes:
+        id: its UUID.
+        guest: the instance's.
+        source: the node that it is to leave.
+        kind: evacuation, live-migration, migration (a cold one) or resize.
+        state: where it stands.
+        own: we began it, or it is as if: a cold one, begun with the account that we work with.
+    """
 
     id: str
     guest: str
     source: str
     kind: str = ""
+    state: str = ""
+    own: bool = False
 
 
 END_MIGRATIONS = ("nova_conductor", "nova-end-migrations.py")
@@ -73,7 +88,9 @@ def forgotten(
 
     def over(move: Migration) -> bool:
         guest = now.get(move.guest)
-        still = guest is not None and (guest.task or guest.host == move.source or guest.status == "MIGRATING")
+        still = guest is not None and (
+            guest.task or guest.host == move.source or guest.status in ("MIGRATING", RESIZED)
+        )
         return not still and move.guest not in running
 
     return [move for move in left if over(move)]
@@ -83,7 +100,7 @@ def way_of(guest: Guest) -> str:
     """Return how an instance leaves a node that works: live, cold, gone (it is not there); else ''. Pure."""
     if guest.status in ("ACTIVE", "PAUSED"):
         return LIVE
-    if guest.status in ("SHUTOFF", "STOPPED", "VERIFY_RESIZE", "RESIZE"):
+    if guest.status in ("SHUTOFF", "STOPPED", RESIZED, "RESIZE"):
         return COLD
     if guest.status == "MIGRATING":
         return LIVE
@@ -104,6 +121,29 @@ def refuse_immovable(node: str, guests: Sequence[Guest]) -> None:
         raise CheckFailed(
             "instance-not-movable", f"these instances cannot be moved away: {named}", where=node,
             hint="resume, unrescue, reset or delete them, then again",
+        )  # fmt: skip
+
+
+def refuse_unconfirmed(node: str, moves: Sequence[Migration], guests: Sequence[Guest]) -> None:
+    """Refuse to empty a node while somebody has to decide about a resize from or to it. Pure.
+
+    Only the services of both nodes can confirm or revert it: without this one nobody could any more.
+
+    Args:
+        node: that is left.
+        moves: its migrations that have not ended.
+        guests: all instances.
+
+    Raises:
+        CheckFailed: names them.
+    """
+    waiting = {move.guest for move in moves if move.state == FINISHED and not move.own}
+    stuck = [guest for guest in guests if guest.id in waiting and guest.status == RESIZED]
+    if stuck:
+        named = ", ".join(f"{guest.name or guest.id} (on {guest.host})" for guest in stuck)
+        raise CheckFailed(
+            "resize-unconfirmed", f"these instances were resized and wait for being confirmed: {named}",
+            where=node, hint="openstack server resize confirm (or revert) each of them, then again",
         )  # fmt: skip
 
 
@@ -263,7 +303,7 @@ class Compute:
                 reason = str(problem.get("message") or answer.text)
             except (ValueError, AttributeError):
                 reason = answer.text
-            raise ApplyFailed("compute-api-refused", reason[:300])
+            raise ApplyFailed("compute-api-refused", reason[:300], where=guest.name or guest.id)
 
     def move_away(self, node: str, say: Say) -> str:
         """Move all instances of a node to others: running ones live, stopped ones as they are.
@@ -293,6 +333,9 @@ class Compute:
         told = False
         while left := self.under_way(node):
             late = time.monotonic() > end
+            if dead and not late and self._give_up_resizes(node, left, say):
+                time.sleep(1)
+                continue
             # An evacuation is the work of another node, which ends it.
             its_own = all(move.source == node and move.kind != EVACUATION for move in left)
             if late or (dead and its_own):
@@ -314,16 +357,42 @@ class Compute:
 
     def under_way(self, node: str) -> list[Migration]:
         """Return the migrations from or to a node that have not ended."""
-        rows = self._asked(
-            lambda: list(self._cloud.compute.migrations(host=node)), f"listing the migrations of {node}"
-        )
-        return [
-            Migration(
-                str(row.uuid), str(row.server_id or ""), row.source_compute or "", row.migration_type or ""
-            )
-            for row in rows
-            if node in (row.source_compute, row.dest_compute) and row.status not in ENDED
+
+        def ask() -> list[Migration]:
+            me = self._cloud.current_user_id
+            return [
+                Migration(
+                    id=str(row.uuid),
+                    guest=str(row.server_id or ""),
+                    source=row.source_compute or "",
+                    kind=row.migration_type or "",
+                    state=row.status or "",
+                    own=row.migration_type == "migration" and row.user_id == me,
+                )
+                for row in self._cloud.compute.migrations(host=node)
+                if node in (row.source_compute, row.dest_compute) and row.status not in ENDED
+            ]
+
+        found: list[Migration] = self._asked(ask, f"listing the migrations of {node}")
+        return found
+
+    def refuse_left(self, node: str) -> None:
+        """Refuse to go on with a node that is not empty: something came after the others had left.
+
+        Raises:
+            ApplyFailed: names it.
+        """
+        moving = {move.guest for move in self.under_way(node)}
+        left = [
+            f"{guest.name or guest.id} ({guest.status})"
+            for guest in self.guests()
+            if guest.id in moving or (guest.host == node and way_of(guest) != GONE)
         ]
+        if left:
+            raise ApplyFailed(
+                "instances-left", f"{len(left)} instances came meanwhile: {', '.join(left)}", where=node,
+                hint="the same command moves them and goes on",
+            )  # fmt: skip
 
     def running(self, node: str) -> set[str]:
         """Return the instances that run on a node, as its hypervisor tells."""
@@ -355,13 +424,33 @@ class Compute:
         Raises:
             ApplyFailed: some cannot be started; the others are.
         """
+        self._give_up_resizes(node, self.under_way(node), say)
         told = self._empty(node, say, self._evacuate, EVACUATIONS, "evacuated", dead=True)
         self._await_ended(node, say, dead=True)
         return told
 
+    def _give_up_resizes(self, node: str, moves: Sequence[Migration], say: Say) -> bool:
+        """End the resizes away from a dead node: it would have to confirm or revert them.
+
+        Returns:
+            Whether there were any.
+        """
+        over = [move for move in moves if move.source == node and move.state in (FINISHED, "confirming")]
+        if not over:
+            return False
+        now = {guest.id: guest for guest in self.guests()}
+        for move in over:
+            guest = now.get(move.guest)
+            # First, so that a run which goes on after one that was killed here still finds it.
+            if guest and guest.status == RESIZED:
+                self._act(guest, {"os-resetState": {"state": "active"}})
+        self.end_migrations(over)
+        say(f"{len(over)} resizes that nobody can confirm any more were ended")
+        return True
+
     def _move(self, guest: Guest) -> bool:
         """Do the next thing for an instance; return whether it was the beginning of a move."""
-        if guest.status == "VERIFY_RESIZE":
+        if guest.status == RESIZED:
             self._act(guest, {"confirmResize": None})
             return False
         if way_of(guest) == LIVE:
@@ -371,7 +460,7 @@ class Compute:
         return True
 
     def _evacuate(self, guest: Guest) -> bool:
-        if guest.status == "VERIFY_RESIZE":
+        if guest.status == RESIZED:
             self._act(guest, {"confirmResize": None})
             return False
         self._act(guest, {"evacuate": {}})
@@ -387,26 +476,35 @@ class Compute:
         *,
         dead: bool = False,
     ) -> str:
-        wanted = {guest.id: guest for guest in self.guests(node) if way_of(guest) != GONE}
+        wanted: dict[str, Guest] = {}
         tries: dict[str, int] = {}
         began: dict[str, float] = {}
         stuck: dict[str, str] = {}
         arrived: set[str] = set()
         while True:
             # Asked before the instances: these show the end of what is not on its way any more.
+            moves = self.under_way(node)
+            now = {guest.id: guest for guest in self.guests()}
             on_way = {
                 move.guest
-                for move in self.under_way(node)
-                if (move.kind == EVACUATION if dead else move.guest in tries)
+                for move in moves
+                if move.kind == EVACUATION or (not dead and move.guest in tries and move.state != FINISHED)
             }
-            now = {guest.id: guest for guest in self.guests() if guest.id in wanted}
+            unconfirmed = [move for move in moves if move.state == FINISHED]
+            finished = {move.guest for move in unconfirmed}
+            # From a dead node nothing goes back to where it was before a resize: that may be confirmed.
+            theirs = {move.guest for move in unconfirmed if not (move.own or dead)}
+            related = set() if dead else {move.guest for move in moves}
+            for one in now.values():  # some may have come only now: a build was under way
+                if way_of(one) != GONE and (one.host == node or one.id in related):
+                    wanted.setdefault(one.id, one)
             moving = 0
             for number, first in wanted.items():
                 guest = now.get(number)
                 if guest is None or number in arrived:  # deleted meanwhile, or done
                     arrived.add(number)
                     continue
-                if guest.host != node and not guest.task and guest.status != "VERIFY_RESIZE":
+                if guest.host != node and not guest.task and guest.status != RESIZED:
                     arrived.add(number)
                     seconds = time.monotonic() - began.get(number, time.monotonic())
                     if guest.status == "ERROR":
@@ -416,10 +514,17 @@ class Compute:
                     continue
                 if number in stuck:
                     continue
+                if guest.status == RESIZED and number in theirs:
+                    stuck[number] = "it was resized and waits for being confirmed or reverted"
+                    continue
                 # What a dead node was at will not end: its instances are not waited for before the first try.
                 busy = guest.task or guest.status in ("MIGRATING", "RESIZE", "REBUILD")
                 if dead and number not in tries and guest.status != "REBUILD":
                     busy = ""
+                elif guest.status == "BUILD" and not dead:
+                    busy = "building"
+                if guest.status == RESIZED and number not in finished:
+                    busy = "confirming"  # or its migration was looked at just before it had finished
                 # The task of an evacuation ends before the host is another one. Begun again in between, the
                 # instance would run on two nodes: the end of the migration itself counts.
                 if busy or number in on_way:
@@ -427,7 +532,7 @@ class Compute:
                     if time.monotonic() - began.setdefault(number, time.monotonic()) > PATIENCE:
                         stuck[number] = f"no end after {PATIENCE:.0f} s ({guest.task or guest.status})"
                     continue
-                if tries.get(number, 0) >= TRIES:
+                if tries.get(number, 0) >= TRIES and guest.status != RESIZED:
                     stuck[number] = self._why(guest)
                     continue
                 if moving >= parallel:

@@ -18,7 +18,7 @@ from cloudctl.ceph.desired import ceph_nodes, mon_nodes
 from cloudctl.engine.render import COMPOSE_PATH, CONFIG_ROOT
 from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, Unreachable, UsageError
 from cloudctl.node.enroll import KNOWN_HOSTS
-from cloudctl.node.instances import Compute, refuse_immovable, way_of
+from cloudctl.node.instances import Compute, refuse_immovable, refuse_unconfirmed, way_of
 from cloudctl.node.inventory import WAITING, read_text, tidied, write_text
 from cloudctl.node.join import Change, tell
 from cloudctl.node_replace.machine import repinned
@@ -271,7 +271,8 @@ class Leaving:
             return UNKNOWN
 
     def _check_compute(self) -> str:
-        guests = [guest for guest in self.compute.guests(self.name) if way_of(guest) != "gone"]
+        every = self.compute.guests()
+        guests = [guest for guest in every if guest.host == self.name and way_of(guest) != "gone"]
         others = self.compute.others_up(self.name)
         if guests and not others:
             raise CheckFailed(
@@ -280,6 +281,7 @@ class Leaving:
             )  # fmt: skip
         if not self.dead:
             refuse_immovable(self.name, guests)
+            refuse_unconfirmed(self.name, self.compute.under_way(self.name), every)
         self.report["instances"] = [guest.name for guest in guests]
         return f"{len(guests)} instances, {len(others)} other compute nodes"
 
@@ -389,9 +391,10 @@ class Leaving:
         """End our containers on the node and remove what holds secrets.
 
         Raises:
-            ApplyFailed: guests run there, whatever the API says.
+            ApplyFailed: guests run there, whatever the API says, or the API knows of some.
         """
         if "compute" in self.roles:
+            self.compute.refuse_left(self.name)
             self._refuse_guests()
         fsid = str((self.change.ceph or {}).get("fsid", "")) if self.in_ceph else ""
         code, said = self._run(script_of_stop(fsid))
