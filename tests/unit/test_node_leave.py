@@ -680,6 +680,38 @@ def test_without_an_osd_other_nodes_data_is_not_waited_for(
     assert leaving.drain() == "it has no OSD"
     assert leaving._check_storage() == "no OSD"
     assert leaving.report["osds"] == []
+class Fenced(Compute):
+    """A node that was called dead; its API takes that back after some refusals.
+
+    Args:
+        refusals: how many.
+    """
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = refusals
+        self.put: list[dict[str, Any]] = []
+
+    def services(self) -> list[Any]:
+        return [SimpleNamespace(host="h", status="enabled", is_forced_down=True)]
+
+    def _put(self, service: Any, body: dict[str, Any]) -> None:
+        if "forced_down" in body and self.refusals:
+            self.refusals -= 1
+            raise ApplyFailed("compute-api-refused", "Unable to force up host h")
+        self.put.append(body)
+
+
+def test_a_node_that_was_called_dead_and_came_back_counts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Fenced(refusals=3)
+    assert world.disable("h") == "no new instances come"
+    assert [next(iter(body)) for body in world.put] == ["forced_down", "status"]
+    assert world.put[0] == {"forced_down": False}
+    clock = iter(range(0, 10**6, 20))
+    monkeypatch.setattr(instances.time, "monotonic", lambda: next(clock))
+    world = Fenced(refusals=10**6)
+    with pytest.raises(ApplyFailed, match="still counts it as dead: Unable to force up") as caught:
+        world.disable("h")
+    assert caught.value.ref == "node-still-fenced" and not world.put
 
 
 # -- the steps -----------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ FINISHED = "finished"
 RESIZED = "VERIFY_RESIZE"
 """Status of such an instance."""
 ENDED_TIMEOUT = 180.0
+FENCE_TIMEOUT = 60.0
+"""Seconds that a node which was called dead gets to clear away what was evacuated from it."""
 EVACUATIONS = 4
 EVACUATION = "evacuation"
 """Type of a migration that starts an instance of a dead node elsewhere."""
@@ -200,10 +202,32 @@ class Compute:
     def disable(self, node: str) -> str:
         """Keep new instances away from a node."""
         for service in self._own(node):
+            if service.is_forced_down:
+                self._take_back_fence(service)
             if service.status == "enabled":
                 self._put(service, {"status": "disabled", "disabled_reason": "cloudctl node remove"})
                 return "no new instances come"
         return "it was disabled already"
+
+    def _take_back_fence(self, service: Any) -> None:
+        """Let the API use a node again that was called dead: nothing moves away from one that is down.
+
+        Raises:
+            ApplyFailed: the API still refuses that after a while.
+        """
+        end = time.monotonic() + FENCE_TIMEOUT
+        while True:
+            try:
+                self._put(service, {"forced_down": False})
+                return
+            except ApplyFailed as error:
+                # A node that has just come back knows what was evacuated from it, and clears that away first.
+                if time.monotonic() > end:
+                    raise ApplyFailed(
+                        "node-still-fenced", f"the API still counts it as dead: {error.message}",
+                        where=service.host, hint="restart nova_compute there; then the same command goes on",
+                    ) from error  # fmt: skip
+            time.sleep(2)
 
     def fence(self, node: str) -> str:
         """Tell the API that a node is dead, so that its instances may be started elsewhere."""
