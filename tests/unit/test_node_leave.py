@@ -297,7 +297,11 @@ class World(Compute):
             self.now[guest.id] = Guest(guest.id, guest.name, guest.host, body[action]["state"].upper())
         else:
             task = "cold" if action == "migrate" else "moving"
-            status = "ACTIVE" if (action, guest.status) == ("evacuate", "ERROR") else guest.status
+            status = self.now[guest.id].status
+            if action == "evacuate":
+                if status in ("PAUSED", "SUSPENDED", "RESCUE", "BUILD"):
+                    raise ApplyFailed("compute-api-refused", f"Cannot 'evacuate' while it is {status}")
+                status = "ACTIVE" if status == "ERROR" else status
             self.now[guest.id] = Guest(guest.id, guest.name, guest.host, status, task)
 
     def _why(self, guest: Guest) -> str:
@@ -489,6 +493,23 @@ def test_a_dead_nodes_instances_are_evacuated_whatever_they_are() -> None:
     world = World(guests("ACTIVE", "SHUTOFF", "ERROR", "SHELVED_OFFLOADED"))
     assert world.evacuate("h", lambda text: None).startswith("3 instances")
     assert {action for _id, action in world.asked} == {"evacuate"}
+
+
+def test_a_dead_nodes_paused_suspended_and_rescued_instances_run_again_elsewhere() -> None:
+    world = World(guests("PAUSED", "SUSPENDED", "RESCUE"))
+    assert world.evacuate("h", lambda text: None) == "3 instances evacuated"
+    assert [action for _id, action in world.asked] == ["os-resetState", "evacuate"] * 3
+    assert {(guest.host, guest.status) for guest in world.now.values()} == {("other", "ACTIVE")}
+
+
+def test_an_instance_that_a_dead_node_was_building_is_named_first(site: Site) -> None:
+    world = World({"0": Guest("0", "vm0", "compute02", "BUILD"), "1": Guest("1", "", "compute02", "PAUSED")})
+    world.others_up = lambda node: ["other"]  # type: ignore[method-assign]
+    with pytest.raises(CheckFailed, match=r"not built yet: vm0$") as caught:
+        leaving(site, world, dead=True)._check_compute()
+    assert caught.value.ref == "instance-not-movable"
+    del world.now["0"]
+    assert leaving(site, world, dead=True)._check_compute().startswith("1 instances")
 
 
 def test_a_node_does_its_part_after_its_instances_have_left(monkeypatch: pytest.MonkeyPatch) -> None:

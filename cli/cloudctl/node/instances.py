@@ -32,6 +32,8 @@ FENCE_TIMEOUT = 60.0
 EVACUATIONS = 4
 EVACUATION = "evacuation"
 """Type of a migration that starts an instance of a dead node elsewhere."""
+FROZEN = ("PAUSED", "SUSPENDED", "RESCUE")
+"""Status of instances that the API evacuates from an error only."""
 TRIES = 2
 PATIENCE = 600.0
 """Seconds that one instance may take."""
@@ -123,6 +125,20 @@ def refuse_immovable(node: str, guests: Sequence[Guest]) -> None:
         raise CheckFailed(
             "instance-not-movable", f"these instances cannot be moved away: {named}", where=node,
             hint="resume, unrescue, reset or delete them, then again",
+        )  # fmt: skip
+
+
+def refuse_unbuilt(node: str, guests: Sequence[Guest]) -> None:
+    """Refuse to evacuate a dead node while there are instances that it was just building. Pure.
+
+    Raises:
+        CheckFailed: names them.
+    """
+    stuck = [guest.name or guest.id for guest in guests if guest.status == "BUILD"]
+    if stuck:
+        raise CheckFailed(
+            "instance-not-movable", f"these instances were not built yet: {', '.join(stuck)}", where=node,
+            hint="delete them (there is nothing in them), then again",
         )  # fmt: skip
 
 
@@ -487,6 +503,8 @@ class Compute:
         if guest.status == RESIZED:
             self._act(guest, {"confirmResize": None})
             return False
+        if guest.status in FROZEN:  # what it had in memory has gone with the node
+            self._act(guest, {"os-resetState": {"state": "error"}})
         self._act(guest, {"evacuate": {}})
         return True
 

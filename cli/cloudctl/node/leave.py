@@ -18,7 +18,7 @@ from cloudctl.ceph.desired import ceph_nodes, mon_nodes
 from cloudctl.engine.render import COMPOSE_PATH, CONFIG_ROOT
 from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, Unreachable, UsageError
 from cloudctl.node.enroll import KNOWN_HOSTS
-from cloudctl.node.instances import Compute, refuse_immovable, refuse_unconfirmed, way_of
+from cloudctl.node.instances import Compute, refuse_immovable, refuse_unbuilt, refuse_unconfirmed, way_of
 from cloudctl.node.inventory import WAITING, read_text, tidied, write_text
 from cloudctl.node.join import Change, tell
 from cloudctl.node_replace.machine import repinned
@@ -279,7 +279,9 @@ class Leaving:
                 "no-other-compute", "no other compute node takes instances", where=self.name,
                 hint="cloudctl status; enable or add one",
             )  # fmt: skip
-        if not self.dead:
+        if self.dead:
+            refuse_unbuilt(self.name, guests)
+        else:
             refuse_immovable(self.name, guests)
             refuse_unconfirmed(self.name, self.compute.under_way(self.name), every)
         self.report["instances"] = [guest.name for guest in guests]
