@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from keystoneauth1.exceptions import ConnectFailure
 from site_support import lab_site
 
 from cloudctl import osd
@@ -23,10 +24,12 @@ from cloudctl.node.instances import Compute, Guest, Migration, forgotten, refuse
 from cloudctl.errors import ApplyFailed, CheckFailed, UsageError
 from cloudctl.node import instances, journal, leave
 from cloudctl.node.instances import (
+    ApiSilent,
     Compute,
     Guest,
     Migration,
     forgotten,
+    is_silence,
     refuse_immovable,
     refuse_unconfirmed,
     way_of,
@@ -510,6 +513,149 @@ def test_an_instance_that_a_dead_node_was_building_is_named_first(site: Site) ->
     assert caught.value.ref == "instance-not-movable"
     del world.now["0"]
     assert leaving(site, world, dead=True)._check_compute().startswith("1 instances")
+
+
+def gone() -> ApiSilent:
+    return ApiSilent("compute-api-silent", "no answer")
+
+
+def test_a_moment_without_the_api_is_waited_for() -> None:
+    world = World(guests("ACTIVE", "SHUTOFF"))
+    look, act = world.under_way, world._act
+    silent = iter([True, False, True, True] + [False, True] * 50)
+    lost = iter([True, True, False] * 50)
+
+    def under_way(node: str) -> list[Migration]:
+        if next(silent, False):
+            raise gone()
+        return look(node)
+
+    def asked(guest: Guest, body: dict[str, Any]) -> None:
+        if next(lost):
+            raise gone()
+        act(guest, body)
+
+    world.under_way, world._act = under_way, asked  # type: ignore[method-assign]
+    assert world.move_away("h", lambda text: None) == "2 instances moved"
+    assert [action for key, action in world.asked if key == "0"] == ["os-migrateLive"]
+    assert [action for key, action in world.asked if key == "1"] == ["migrate", "confirmResize"]
+
+
+def test_an_api_that_stays_away_ends_the_run_with_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**6, 5))
+    monkeypatch.setattr(instances.time, "monotonic", lambda: next(clock))
+    world = World(guests("ACTIVE"))
+
+    def nobody(*args: Any) -> Any:
+        raise gone()
+
+    world._act = nobody  # type: ignore[method-assign]
+    with pytest.raises(ApplyFailed, match="1 of 1 instances were not moved: vm0: the API did not answer"):
+        world.move_away("h", lambda text: None)
+    world.under_way = nobody  # type: ignore[method-assign]
+    with pytest.raises(ApiSilent):
+        world.move_away("h", lambda text: None)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_an_evacuation_without_an_answer_is_never_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, begins: bool
+) -> None:
+    clock = iter(range(0, 10**6, 2))
+    monkeypatch.setattr(instances.time, "monotonic", lambda: next(clock))
+    world = World(guests("ACTIVE"))
+    act = world._act
+
+    def asked(guest: Guest, body: dict[str, Any]) -> None:
+        act(guest, body)
+        if not begins:
+            world.now["0"] = guest
+        raise gone()
+
+    world._act = asked  # type: ignore[method-assign]
+    if begins:
+        assert world.evacuate("h", lambda text: None) == "1 instances evacuated"
+    else:
+        with pytest.raises(ApplyFailed, match="vm0: the API did not answer"):
+            world.evacuate("h", lambda text: None)
+    assert world.asked == [("0", "evacuate")]
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_what_was_asked_for_without_an_answer_and_began_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, dead: bool
+) -> None:
+    """Its migration shows, its task does not; it ends without having moved, and is begun again then."""
+    clock = iter(range(0, 10**6, 2))
+    monkeypatch.setattr(instances.time, "monotonic", lambda: next(clock))
+    world = World(guests("ACTIVE"))
+    act, asked = world._act, list[str]()
+    kind = "evacuation" if dead else "live-migration"
+
+    def lost(guest: Guest, body: dict[str, Any]) -> None:
+        asked.append(guest.id)
+        if len(asked) == 1:
+            world.looks = 0
+            raise gone()
+        act(guest, body)
+
+    def under_way(node: str) -> list[Migration]:
+        world.looks += 1
+        return [Migration("m", "0", "h", kind, "running")] if len(asked) == 1 and world.looks < 50 else []
+
+    world._act, world.under_way = lost, under_way  # type: ignore[method-assign]
+    end = world.evacuate if dead else world.move_away
+    assert end("h", lambda text: None).startswith("1 instances")
+    assert len(asked) == 2 and world.looks >= 50
+
+
+def test_what_counts_as_silence() -> None:
+    class Answer(Exception):
+        status_code = 503
+
+    def compute(post: Any) -> Compute:
+        world = Compute(SimpleNamespace())  # type: ignore[arg-type]
+        world.__dict__["_cloud"] = SimpleNamespace(compute=SimpleNamespace(post=post))
+        return world
+
+    def nobody(*args: Any, **options: Any) -> Any:
+        raise ConnectFailure("Unable to establish connection")
+
+    vm = Guest("0", "vm0", "h", "ACTIVE")
+    with pytest.raises(ApiSilent, match="evacuate of vm0: no answer: Unable to establish connection"):
+        compute(nobody)._act(vm, {"evacuate": {}})
+    sent: list[Any] = []
+
+    def proxy(*args: Any, **options: Any) -> Any:
+        sent.append(options["connect_retries"])
+        return SimpleNamespace(status_code=504)
+
+    with pytest.raises(ApiSilent, match="504"):
+        compute(proxy)._act(vm, {"evacuate": {}})
+    assert sent == [0], "the client would send it twice"
+    assert is_silence(Answer()) and not is_silence(ValueError())
+
+
+def test_network_agents_that_cannot_be_listed_end_with_a_message() -> None:
+    looks = iter([[SimpleNamespace(id="a", agent_type="OVN Controller agent")], None, []])
+
+    def agents(host: str) -> Any:
+        found = next(looks)
+        if found is None:
+            raise ConnectFailure("nobody")
+        return found
+
+    def delete(agent: Any) -> None:
+        raise ConnectFailure("nobody")
+
+    world = Compute(SimpleNamespace())  # type: ignore[arg-type]
+    world._complete, world._own = lambda node: [], lambda node: []  # type: ignore[method-assign]
+    empty = SimpleNamespace(json=lambda: {"resource_providers": []}, raise_for_status=lambda: None)
+    world.__dict__["_cloud"] = SimpleNamespace(
+        network=SimpleNamespace(agents=agents, delete_agent=delete),
+        placement=SimpleNamespace(get=lambda path, microversion: empty),
+    )
+    assert world.forget("h") == "nothing was left"
 
 
 def test_a_node_does_its_part_after_its_instances_have_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from cloudctl.errors import ApplyFailed, CheckFailed
 from cloudctl.node.providers import inventories, make, providers, remove
@@ -17,6 +17,7 @@ from cloudctl.status.collect import one_line
 from cloudctl.verify.tenant import COMPUTE_VERSION
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 PARALLEL = 2
 """Instances that move away at the same time: each copies its memory over the network."""
@@ -37,8 +38,24 @@ FROZEN = ("PAUSED", "SUSPENDED", "RESCUE")
 TRIES = 2
 PATIENCE = 600.0
 """Seconds that one instance may take."""
+SILENCE = 60.0
+"""Seconds without the API that are waited for in the middle of the work."""
+NOBODY = (502, 503, 504)
+"""What a proxy answers while no server of the API does."""
 
 LIVE, COLD, GONE = "live", "cold", "gone"
+
+
+class ApiSilent(ApplyFailed):
+    """The API did not answer: whether it does what it was asked for is not known."""
+
+
+def is_silence(error: Exception) -> bool:
+    """Tell whether an error means that nobody answered. Pure."""
+    status = getattr(error, "status_code", None) or getattr(error, "http_status", None)
+    # keystoneauth's, that of requests and Python's own have no more than this in common.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return "ConnectionError" in names or status in NOBODY
 
 
 @dataclass(frozen=True)
@@ -193,9 +210,25 @@ class Compute:
         except ApplyFailed:
             raise
         except Exception as error:
+            if is_silence(error):
+                raise ApiSilent(
+                    "compute-api-silent", f"{what}: no answer: {one_line(error)}",
+                    hint="cloudctl status tells what is wrong; then the same command goes on",
+                ) from error  # fmt: skip
             raise ApplyFailed(
                 "compute-api-refused", f"{what}: {one_line(error)}", hint="cloudctl status"
             ) from error
+
+    def _patiently(self, look: Callable[[], T]) -> T:
+        """Look again for a while where the API does not answer."""
+        end = time.monotonic() + SILENCE
+        while True:
+            try:
+                return look()
+            except ApiSilent:
+                if time.monotonic() > end:
+                    raise
+            time.sleep(1)
 
     # -- the node ------------------------------------------------------------------------------
 
@@ -274,8 +307,14 @@ class Compute:
         for name in names:
             if self._asked(partial(remove, self._cloud, name), f"removing what {name} had registered as"):
                 gone.append("its resource provider")
-        agents = self._asked(lambda: list(self._cloud.network.agents(host=node)), "listing network agents")
-        for agent in agents:
+
+        def agents() -> list[Any]:
+            found: list[Any] = self._asked(
+                lambda: list(self._cloud.network.agents(host=node)), "listing network agents"
+            )
+            return found
+
+        for agent in agents():
             end = time.monotonic() + 60
             while True:
                 try:
@@ -284,8 +323,7 @@ class Compute:
                     break
                 except Exception as error:
                     # Some go by themselves when their node ends; one that still reports may not go yet.
-                    left = [a.id for a in self._cloud.network.agents(host=node)]
-                    if agent.id not in left:
+                    if agent.id not in [left.id for left in self._patiently(agents)]:
                         break
                     if time.monotonic() > end:
                         raise ApplyFailed(
@@ -334,16 +372,24 @@ class Compute:
         return found
 
     def _act(self, guest: Guest, body: dict[str, Any]) -> None:
-        answer = self._cloud.compute.post(
-            f"/servers/{guest.id}/action", json=body, microversion=COMPUTE_VERSION
-        )
+        name = guest.name or guest.id
+
+        def post() -> Any:
+            # The client must not send it a second time by itself: both may be done.
+            return self._cloud.compute.post(
+                f"/servers/{guest.id}/action", json=body, microversion=COMPUTE_VERSION, connect_retries=0
+            )
+
+        answer = self._asked(post, f"{', '.join(body)} of {name}")
+        if answer.status_code in NOBODY:
+            raise ApiSilent("compute-api-silent", f"no answer ({answer.status_code})", where=name)
         if answer.status_code >= 400:
             try:
                 (problem,) = answer.json().values()
                 reason = str(problem.get("message") or answer.text)
             except (ValueError, AttributeError):
                 reason = answer.text
-            raise ApplyFailed("compute-api-refused", reason[:300], where=guest.name or guest.id)
+            raise ApplyFailed("compute-api-refused", reason[:300], where=name)
 
     def move_away(self, node: str, say: Say) -> str:
         """Move all instances of a node to others: running ones live, stopped ones as they are.
@@ -371,7 +417,7 @@ class Compute:
         """
         end = time.monotonic() + ENDED_TIMEOUT
         told = False
-        while left := self.under_way(node):
+        while left := self._patiently(lambda: self.under_way(node)):
             late = time.monotonic() > end
             if dead and not late and self._give_up_resizes(node, left, say):
                 time.sleep(1)
@@ -521,12 +567,13 @@ class Compute:
         wanted: dict[str, Guest] = {}
         tries: dict[str, int] = {}
         began: dict[str, float] = {}
+        lost: dict[str, float] = {}
         stuck: dict[str, str] = {}
         arrived: set[str] = set()
         while True:
             # Asked before the instances: these show the end of what is not on its way any more.
-            moves = self.under_way(node)
-            now = {guest.id: guest for guest in self.guests()}
+            moves, every = self._patiently(lambda: (self.under_way(node), self.guests()))
+            now = {guest.id: guest for guest in every}
             on_way = {
                 move.guest
                 for move in moves
@@ -570,10 +617,20 @@ class Compute:
                 # The task of an evacuation ends before the host is another one. Begun again in between, the
                 # instance would run on two nodes: the end of the migration itself counts.
                 if busy or number in on_way:
+                    if number in on_way:
+                        lost.pop(number, None)
                     moving += 1
                     if time.monotonic() - began.setdefault(number, time.monotonic()) > PATIENCE:
                         stuck[number] = f"no end after {PATIENCE:.0f} s ({guest.task or guest.status})"
                     continue
+                if number in lost:
+                    if time.monotonic() - lost[number] > SILENCE:
+                        stuck[number] = "the API did not answer when it was asked for, and it did not begin"
+                        continue
+                    # The API takes no second move while the first goes on, but it does a second evacuation.
+                    if dead:
+                        moving += 1
+                        continue
                 if tries.get(number, 0) >= TRIES and guest.status != RESIZED:
                     stuck[number] = self._why(guest)
                     continue
@@ -583,6 +640,10 @@ class Compute:
                     if act(guest):
                         tries[number] = tries.get(number, 0) + 1
                         began.setdefault(number, time.monotonic())
+                    moving += 1
+                except ApiSilent:
+                    tries.setdefault(number, 0)  # it may be on its way
+                    lost.setdefault(number, time.monotonic())
                     moving += 1
                 except ApplyFailed as error:
                     tries[number] = tries.get(number, 0) + 1
