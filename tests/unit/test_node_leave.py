@@ -436,6 +436,28 @@ def test_services_are_not_ended_while_the_api_has_an_instance_there(
     World({"1": Guest("1", "", "other", "ACTIVE")}).refuse_left("compute02")
 
 
+def test_the_last_compute_node_that_works_stays_though_it_is_empty(site: Site) -> None:
+    world = World({})
+    world.others_up = lambda node: []  # type: ignore[method-assign]
+    with pytest.raises(CheckFailed, match="without compute02 no compute node takes instances") as caught:
+        leaving(site, world)._check_compute()
+    assert caught.value.ref == "no-other-compute"
+    # A dead one takes none either: a warning is enough, unless its instances need a place.
+    said: list[str] = []
+    dead = leaving(site, world, dead=True)
+    dead.say = said.append
+    dead._check_compute()
+    assert said == ["warning: no compute node takes instances"]
+    world.now["0"] = Guest("0", "vm0", "compute02", "ACTIVE")
+    with pytest.raises(CheckFailed):
+        dead._check_compute()
+    # One that had only begun to join may go.
+    del world.now["0"]
+    node = Node("compute02", ("newnodes",), "10.10.10.22")
+    half = Site(site.path, site.name, site.networks, {**site.nodes, "compute02": node}, site.settings)
+    leaving(half, world)._check_compute()
+
+
 def test_a_tenants_resize_is_refused_before_anything_is_changed(site: Site) -> None:
     world = World({"0": Guest("0", "vm0", "other", "VERIFY_RESIZE")})
     world.moves = [finished("0", source="compute02")]

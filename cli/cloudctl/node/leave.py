@@ -274,11 +274,15 @@ class Leaving:
         every = self.compute.guests()
         guests = [guest for guest in every if guest.host == self.name and way_of(guest) != "gone"]
         others = self.compute.others_up(self.name)
-        if guests and not others:
+        # Half a member has never taken any: the cloud loses nothing.
+        member = "compute" in self.site.nodes[self.name].groups
+        if not others and (guests or (member and not self.dead)):
             raise CheckFailed(
-                "no-other-compute", "no other compute node takes instances", where=self.name,
-                hint="cloudctl status; enable or add one",
+                "no-other-compute", f"without {self.name} no compute node takes instances", where=self.name,
+                hint="cloudctl status names those that are down or disabled: mend or enable one, or add one",
             )  # fmt: skip
+        if not others:
+            self.say("warning: no compute node takes instances")
         if self.dead:
             refuse_unbuilt(self.name, guests)
         else:
