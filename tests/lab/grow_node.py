@@ -3,8 +3,10 @@
 ``make SITE NAME HOST COUNT`` starts COUNT VMs (on HOST; ``-``: anywhere), each with a public address, the
 first with a volume of known data; prints them as one line of JSON. ``look SITE NAME`` prints where they are
 and the volume's checksum as the guest reads it now. ``write SITE NAME`` writes to the volume and reads it
-back, again and again, until its standard input is closed; a line of JSON for each. ``remove SITE NAME``
-removes all.
+back, again and again, until its standard input is closed; a line of JSON for each. ``act SITE NAME ID ACTION
+STATUS`` asks for an action (JSON) as the administrator and waits for the VM's status; ``resize SITE NAME ID``
+gives it another size, which waits for being confirmed. ``service SITE NAME HOST CHANGE`` changes (JSON) what
+the API holds of a compute node's service. ``remove SITE NAME`` removes all.
 """
 
 from __future__ import annotations
@@ -126,6 +128,35 @@ def write(world: World, state: Path) -> dict[str, Any]:
     return {"writes": count, "failures": failures}
 
 
+def act(world: World, state: Path, server: str, action: str, status: str) -> dict[str, str]:
+    """Ask for an action and wait until the VM has the status; return where it is."""
+    compute = world.admin.compute
+    compute.post(f"/servers/{server}/action", json=json.loads(action)).raise_for_status()
+
+    def there() -> bool:
+        now = compute.get_server(server)
+        return now.status == status and not now.task_state
+
+    wait_until(there, 300, f"{status} of {server}")
+    return {"host": compute.get_server(server).compute_host}
+
+
+def resize(world: World, state: Path, server: str) -> dict[str, str]:
+    """Give a VM another size; what came of it is not confirmed."""
+    flavor = world.admin.compute.create_flavor(
+        name=f"{world.name}-other", ram=320, vcpus=1, disk=1, is_public=False
+    )
+    return act(world, state, server, json.dumps({"resize": {"flavorRef": flavor.id}}), "VERIFY_RESIZE")
+
+
+def service(world: World, state: Path, host: str, change: str) -> dict[str, str]:
+    """Change what the API holds of a compute node's service."""
+    compute = world.admin.compute
+    (found,) = (one for one in compute.services() if one.host == host and one.binary == "nova-compute")
+    compute.put(f"/os-services/{found.id}", json=json.loads(change)).raise_for_status()
+    return {"host": host}
+
+
 def remove(world: World, state: Path) -> dict[str, list[str]]:
     """Remove what this and earlier runs of the name made."""
     admin = world.admin
@@ -137,6 +168,9 @@ def remove(world: World, state: Path) -> dict[str, list[str]]:
     for server in left():
         admin.compute.delete_server(server)
     wait_until(lambda: not left(), 180, "removal of the VMs")
+    for flavor in list(admin.compute.flavors(is_public=None)):
+        if flavor.name == f"{world.name}-other":
+            admin.compute.delete_flavor(flavor)
     failed = undo_steps(STEPS, World(site=world.site, admin=admin, name=world.name))
     state.unlink(missing_ok=True)
     return {"failed": failed}
@@ -144,7 +178,8 @@ def remove(world: World, state: Path) -> dict[str, list[str]]:
 
 if __name__ == "__main__":
     action, site, name, *rest = sys.argv[1:]
-    chosen = {"make": make, "look": look, "write": write, "remove": remove}[action]
+    known = {"make": make, "look": look, "write": write, "remove": remove}
+    chosen = {**known, "act": act, "resize": resize, "service": service}[action]
     found = make_world(load_site(Path(site)))
     found.name = PREFIX + name
     place = Path(site) / ".cloudctl" / f"grow-{name}.json"
