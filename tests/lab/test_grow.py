@@ -357,13 +357,6 @@ def test_a_dead_compute_nodes_instances_are_evacuated() -> None:
         assert found["sum"] == tenant.made["sum"]
 
 
-<<<<<<< HEAD
-@long
-def test_a_dead_compute_node_leaves_while_the_first_controller_is_off() -> None:
-    first, *others = members("control")
-    if len(others) < 2:
-        pytest.skip("this lab has no majority without its first controller")
-=======
 def act(tenant: Guests, server: str, action: str, status: str) -> str:
     """Let the API do something with a VM; return where it is when it has the status."""
     wanted = json.dumps({action: None})
@@ -383,12 +376,58 @@ def set_service(host: str, **change: Any) -> None:
 @long
 def test_moves_that_nobody_has_confirmed() -> None:
     """A resize is refused; an administrator's cold move and a node that was called dead are no obstacle."""
->>>>>>> 555a624 (Lab tests: node remove with resizes, paused and stopped VMs, a node called dead, the last one that works)
     name = next_name("compute")
     lab("add-node", name)
     enroll(name, "compute")
     node("add", name, "--yes")
-<<<<<<< HEAD
+    with guests("unconfirmed", name, 4) as tenant:
+        running, resized, stopped, moved = tenant.made["servers"]
+        act(tenant, stopped, "os-stop", "SHUTOFF")
+        act(tenant, moved, "os-stop", "SHUTOFF")
+        assert act(tenant, moved, "migrate", "VERIFY_RESIZE") != name
+        assert resize(tenant, resized) != name
+        refused("remove", name, "--yes", ref="resize-unconfirmed")
+        act(tenant, resized, "confirmResize", "ACTIVE")
+        set_service(name, forced_down=True)
+        node("remove", name, "--yes")
+        found = tenant.look()
+        assert name not in found["hosts"].values()
+        assert found["status"] == {
+            running: "ACTIVE", resized: "ACTIVE", stopped: "SHUTOFF", moved: "SHUTOFF",
+        }  # fmt: skip
+        assert found["sum"] == tenant.made["sum"]
+
+
+@long
+def test_a_dead_compute_nodes_paused_instance_and_its_resizes() -> None:
+    name = next_name("compute")
+    lab("add-node", name)
+    enroll(name, "compute")
+    node("add", name, "--yes")
+    with guests("frozen", name, 4) as tenant:
+        _, paused, suspended, resized = tenant.made["servers"]
+        act(tenant, paused, "pause", "PAUSED")
+        act(tenant, suspended, "suspend", "SUSPENDED")
+        assert resize(tenant, resized) != name
+        lab("power", "kill", name)
+        node("remove", name, "--dead", "--yes")
+        found = tenant.look()
+        assert name not in found["hosts"].values()
+        assert set(found["status"].values()) == {"ACTIVE"}
+        assert found["sum"] == tenant.made["sum"]
+    hosts = {row["host"] for row in run_cloudctl("status", "--output", "json").json["compute"]}
+    assert name not in hosts
+
+
+@long
+def test_a_dead_compute_node_leaves_while_the_first_controller_is_off() -> None:
+    first, *others = members("control")
+    if len(others) < 2:
+        pytest.skip("this lab has no majority without its first controller")
+    name = next_name("compute")
+    lab("add-node", name)
+    enroll(name, "compute")
+    node("add", name, "--yes")
     lab("power", "kill", name)
     lab("power", "kill", first)
     try:
@@ -420,33 +459,10 @@ def wait_until(done: Callable[[], bool], seconds: float = 300) -> None:
 
 @long
 def test_services_that_do_not_end_are_told_and_the_removal_goes_on() -> None:
-=======
-    with guests("unconfirmed", name, 4) as tenant:
-        running, resized, stopped, moved = tenant.made["servers"]
-        act(tenant, stopped, "os-stop", "SHUTOFF")
-        act(tenant, moved, "os-stop", "SHUTOFF")
-        assert act(tenant, moved, "migrate", "VERIFY_RESIZE") != name
-        assert resize(tenant, resized) != name
-        refused("remove", name, "--yes", ref="resize-unconfirmed")
-        act(tenant, resized, "confirmResize", "ACTIVE")
-        set_service(name, forced_down=True)
-        node("remove", name, "--yes")
-        found = tenant.look()
-        assert name not in found["hosts"].values()
-        assert found["status"] == {
-            running: "ACTIVE", resized: "ACTIVE", stopped: "SHUTOFF", moved: "SHUTOFF",
-        }  # fmt: skip
-        assert found["sum"] == tenant.made["sum"]
-
-
-@long
-def test_a_dead_compute_nodes_paused_instance_and_its_resizes() -> None:
->>>>>>> 555a624 (Lab tests: node remove with resizes, paused and stopped VMs, a node called dead, the last one that works)
     name = next_name("compute")
     lab("add-node", name)
     enroll(name, "compute")
     node("add", name, "--yes")
-<<<<<<< HEAD
     compose = "/etc/cloudctl/compose.yml"
     run_on(name, f"cp -p {compose} /root; echo '[' >> {compose}")
     assert node("remove", name, "--yes", rc=6).refs == ["services-not-ended"]
@@ -455,21 +471,6 @@ def test_a_dead_compute_nodes_paused_instance_and_its_resizes() -> None:
     node("remove", name, "--yes")
     assert not run_on(name, "docker ps -q")
     assert_deploy_changes_nothing()
-=======
-    with guests("frozen", name, 4) as tenant:
-        _, paused, suspended, resized = tenant.made["servers"]
-        act(tenant, paused, "pause", "PAUSED")
-        act(tenant, suspended, "suspend", "SUSPENDED")
-        assert resize(tenant, resized) != name
-        lab("power", "kill", name)
-        node("remove", name, "--dead", "--yes")
-        found = tenant.look()
-        assert name not in found["hosts"].values()
-        assert set(found["status"].values()) == {"ACTIVE"}
-        assert found["sum"] == tenant.made["sum"]
-    hosts = {row["host"] for row in run_cloudctl("status", "--output", "json").json["compute"]}
-    assert name not in hosts
->>>>>>> 555a624 (Lab tests: node remove with resizes, paused and stopped VMs, a node called dead, the last one that works)
 
 
 def join_storage() -> str:
@@ -712,6 +713,19 @@ def test_the_last_of_a_kind_and_too_few_copies_are_refused() -> None:
         assert result.refs[0] in ("node-needed", "osd-failure-domain", "last-storage"), str(result)
 
 
+# -- what the tests themselves rely on -----------------------------------------------------------
+
+
+def test_the_tests_see_a_lost_ping() -> None:
+    watch: Callable[[str], Pings] = lambda to: Pings([to])  # noqa: E731
+    with watch("10.10.10.197") as nobody:
+        time.sleep(3)
+    assert nobody.gaps["10.10.10.197"] > 2.5
+    with watch("10.10.10.2") as somebody:
+        time.sleep(3)
+    assert somebody.gaps["10.10.10.2"] < 2.0
+
+
 def test_the_last_compute_node_that_takes_instances_is_refused() -> None:
     first, *others = members("compute")
     if not others:
@@ -724,16 +738,3 @@ def test_the_last_compute_node_that_takes_instances_is_refused() -> None:
     finally:
         for other in others:
             set_service(other, status="enabled")
-
-
-# -- what the tests themselves rely on -----------------------------------------------------------
-
-
-def test_the_tests_see_a_lost_ping() -> None:
-    watch: Callable[[str], Pings] = lambda to: Pings([to])  # noqa: E731
-    with watch("10.10.10.197") as nobody:
-        time.sleep(3)
-    assert nobody.gaps["10.10.10.197"] > 2.5
-    with watch("10.10.10.2") as somebody:
-        time.sleep(3)
-    assert somebody.gaps["10.10.10.2"] < 2.0

@@ -20,9 +20,6 @@ from cloudctl.commands import node as node_command
 from cloudctl.errors import ApplyFailed, CheckFailed, Unreachable, UsageError
 from cloudctl.node import enroll, instances, join, journal, leave
 from cloudctl.node.future import future_site
-from cloudctl.node.instances import Compute, Guest, Migration, forgotten, refuse_immovable, way_of
-from cloudctl.errors import ApplyFailed, CheckFailed, UsageError
-from cloudctl.node import instances, journal, leave
 from cloudctl.node.instances import (
     ApiSilent,
     Compute,
@@ -869,6 +866,8 @@ def test_without_an_osd_other_nodes_data_is_not_waited_for(
     assert leaving.drain() == "it has no OSD"
     assert leaving._check_storage() == "no OSD"
     assert leaving.report["osds"] == []
+
+
 class Fenced(Compute):
     """A node that was called dead; its API takes that back after some refusals.
 
@@ -911,18 +910,16 @@ def keys(
 ) -> list[str]:
     cluster = {"fsid": FSID} if ceph else None
     change = Change(site, site, [name], {"ctl01": Work(files=[{"path": "/etc/hosts"}])}, {}, cluster)
-def leaving(site: Site, compute: Compute, *, dead: bool = False) -> leave.Leaving:
-    """compute02 on its way out."""
-    change = Change(site, site, ["compute02"], {}, {}, None)
-    return leave.Leaving(site, site.nodes["compute02"], ["compute"], change, dead, lambda text: None, compute)
-
-
-def keys(site: Site, name: str, roles: list[str], *, dead: bool, heir: str = "") -> list[str]:
-    change = Change(site, site, [name], {"ctl01": Work(files=[{"path": "/etc/hosts"}])}, {}, None)
     leaving = leave.Leaving(site, site.nodes[name], roles, change, dead, lambda text: None, World({}), heir)
     steps = leave.build(leaving)
     assert all(step.every_time for step in steps)
     return [step.key for step in steps]
+
+
+def leaving(site: Site, compute: Compute, *, dead: bool = False) -> leave.Leaving:
+    """compute02 on its way out."""
+    change = Change(site, site, ["compute02"], {}, {}, None)
+    return leave.Leaving(site, site.nodes["compute02"], ["compute"], change, dead, lambda text: None, compute)
 
 
 def test_what_is_done_in_which_order(site: Site) -> None:
