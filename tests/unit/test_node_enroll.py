@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import paramiko
@@ -16,6 +17,7 @@ from site_support import make_site
 from cloudctl.errors import CheckFailed, ConfigError, Unreachable, UsageError
 from cloudctl.node import arp, enroll
 from cloudctl.node.enroll import Request
+from cloudctl.node.inventory import read_text
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Site
 
@@ -25,7 +27,12 @@ PASSWORD = "right-horse-battery"
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     path = make_site(tmp_path)
-    monkeypatch.setattr(enroll.arp, "ask", lambda addresses: {})
+    monkeypatch.setattr(enroll.arp, "ask", lambda addresses, others: {})
+    connect = socket.create_connection
+    # Every address of the management network is this machine's.
+    monkeypatch.setattr(
+        enroll.socket, "create_connection", lambda to, timeout: connect(("127.0.0.1", to[1]), timeout)
+    )
     (path / "ssh").mkdir(exist_ok=True)
     key = path / "ssh" / "id_ed25519"
     if not key.exists():
@@ -64,6 +71,22 @@ def test_a_server_comes_into_newnodes_and_all_else_stays(site: Site) -> None:
         (Request("compute09", "10.10.10.250"), "address-in-use"),  # a virtual address
         (Request("compute09", "10.10.20.11"), "address-in-use"),  # a controller's on another network
         (Request("Compute_9", "10.10.10.99"), "node-name"),
+        (Request("mons", "10.10.10.99"), "node-name"),  # a group of the inventory
+        (Request("all", "10.10.10.99"), "node-name"),
+        (Request("localhost", "10.10.10.99"), "node-name"),
+        *[
+            (Request("compute09", address), "address-malformed")
+            for address in (
+                "",
+                "10.10.10.023",
+                "10.10.2582",
+                "0xa.10.10.22",
+                "10..10.10.22",
+                "fd00::29",
+                "c9.lan",
+                "10.10.10.29 ",
+            )
+        ],
     ],
 )
 def test_what_is_taken_is_refused(site: Site, request_: Request, ref: str) -> None:
@@ -75,6 +98,19 @@ def test_what_is_taken_is_refused(site: Site, request_: Request, ref: str) -> No
 def test_two_of_a_file_with_one_address_are_refused(site: Site) -> None:
     with pytest.raises(UsageError, match=r"10\.10\.10\.29 is the address of compute09"):
         plan(site, Request("compute09", "10.10.10.29"), Request("compute10", "10.10.10.29"))
+
+
+@pytest.mark.parametrize("address", ["10.10.11.29", "10.10.10.0", "10.10.10.255"])
+def test_an_address_with_which_the_site_would_break_is_refused_before_contact(
+    site: Site, server: Server, address: str
+) -> None:
+    before = read_text(site.path)
+    with pytest.raises(ConfigError) as caught:
+        enrolled(site, replace(request_to(server), address=address))
+    assert (caught.value.ref, caught.value.where) == ("site-would-break", "compute09")
+    assert address in caught.value.message
+    assert server.log == []
+    assert read_text(site.path) == before
 
 
 def test_a_file_of_many(tmp_path: Path) -> None:
@@ -151,6 +187,26 @@ def test_an_address_that_a_known_node_answers() -> None:
     with pytest.raises(CheckFailed, match="answered by ctl01"):
         arp.judge("n", "10.0.0.9", answers, {"ctl01": "10.0.0.1"})
     arp.judge("n", "10.0.0.9", {**answers, "10.0.0.1": {"02:00:00:00:00:03"}}, {"ctl01": "10.0.0.1"})
+
+
+def test_every_address_is_asked_for_on_its_own_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    routes = {"10.0.0.9": ("eth1", "10.0.0.2"), "10.0.1.9": ("eth2", "10.0.1.2")}
+    asked: list[tuple[str, ...]] = []
+
+    def ask_on(device: str, own: str, wanted: Sequence[str]) -> arp.Answers:
+        asked.append((device, own, *wanted))
+        return {address: {device} for address in wanted}
+
+    monkeypatch.setattr(arp, "_route", routes.get)
+    monkeypatch.setattr(arp, "_ask_on", ask_on)
+    # The first one is behind a router.
+    found = arp.ask(["192.0.2.9", "10.0.0.9", "10.0.1.9"], ["10.0.0.1"])
+    assert asked == [
+        ("eth1", "10.0.0.2", "10.0.0.9", "10.0.0.1"),
+        ("eth2", "10.0.1.2", "10.0.1.9", "10.0.0.1"),
+    ]
+    assert found == {"10.0.0.9": {"eth1"}, "10.0.1.9": {"eth2"}, "10.0.0.1": {"eth1", "eth2"}}
+    assert arp.ask(["192.0.2.9"]) is None
 
 
 def test_an_arp_reply_is_read_and_a_question_is_not() -> None:
@@ -244,9 +300,13 @@ def server() -> Iterator[Server]:
     listener.close()
 
 
+def enrolled(site: Site, *requests: Request) -> enroll.Result:
+    return enroll.enroll(site, requests, confirm=lambda contact: True, say=lambda text: None)
+
+
 def request_to(server: Server, **options: object) -> Request:
     values = {"user": "me", "password": PASSWORD, "port": server.port, **options}  # type: ignore[attr-defined]
-    return Request("compute09", "127.0.0.1", "compute", **values)  # type: ignore[arg-type]
+    return Request("compute09", "10.10.10.29", "compute", **values)  # type: ignore[arg-type]
 
 
 def test_a_wrong_password_is_tried_once(site: Site, server: Server) -> None:
@@ -276,8 +336,7 @@ def test_without_the_right_fingerprint_no_password_is_sent(site: Site, server: S
 
 
 def test_two_servers_with_one_host_key_are_refused(site: Site, server: Server) -> None:
-    other = Request("compute10", "127.0.0.2", "compute", "me", PASSWORD, port=server.port)  # type: ignore[attr-defined]
-    clone = Request(**{**vars(other), "address": "localhost"})
+    clone = Request(**{**vars(request_to(server)), "name": "compute10", "address": "10.10.10.30"})
     result = enroll.enroll(
         site, [request_to(server), clone], confirm=lambda contact: True, say=lambda text: None
     )
@@ -296,7 +355,7 @@ def test_nobody_answers(site: Site) -> None:
         port = unused.getsockname()[1]
     result = enroll.enroll(
         site,
-        [Request("compute09", "127.0.0.1", port=port)],
+        [Request("compute09", "10.10.10.29", port=port)],
         confirm=lambda contact: True,
         say=lambda text: None,
     )

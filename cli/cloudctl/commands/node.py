@@ -202,6 +202,7 @@ def inspect_command(site_path: Path, names: tuple[str, ...], accept: bool, outpu
     down are up for some seconds, to see their link. Nothing is written without --accept.
     """
     from cloudctl.node.facts import ask, propose, refuse_members
+    from cloudctl.node.future import refuse_invalid
     from cloudctl.node.inventory import WAITING, read_text, role_of, write_text
     from cloudctl.site.document import Problems
     from cloudctl.site.edit_inventory import set_variables
@@ -230,8 +231,15 @@ def inspect_command(site_path: Path, names: tuple[str, ...], accept: bool, outpu
             for name, proposal in found.items():
                 if proposal.variables:
                     text = set_variables(text, name, proposal.variables)
-                    record.changed([{"node": name, "action": "write", "variables": proposal.variables}])
+            refuse_invalid(site_path, text, ", ".join(found))
             write_text(site_path, text)
+            record.changed(
+                [
+                    {"node": name, "action": "write", "variables": proposal.variables}
+                    for name, proposal in found.items()
+                    if proposal.variables
+                ]
+            )
             written = True
     data = {
         name: {

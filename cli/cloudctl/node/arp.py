@@ -10,7 +10,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from cloudctl.errors import CheckFailed
 
@@ -42,20 +42,36 @@ def parse(frame: bytes) -> tuple[str, str] | None:
     return str(ipaddress.IPv4Address(frame[28:32])), frame[22:28].hex(":")
 
 
-def ask(addresses: Iterable[str]) -> Answers | None:
-    """Ask for all addresses at the same time.
+def ask(addresses: Iterable[str], others: Iterable[str] = ()) -> Answers | None:
+    """Ask for all addresses at the same time, each on its own link.
+
+    Args:
+        addresses: of new machines.
+        others: of machines that could answer in their place; asked for on every link of an address.
 
     Returns:
-        The answers; None where that is not possible: the addresses are behind a router, or this account may
+        The answers; None where that is not possible: all addresses are behind a router, or this account may
         not send such packets.
     """
-    wanted = list(dict.fromkeys(addresses))
-    if not wanted:
-        return {}
-    route = _route(wanted[0])
-    if route is None:
+    links: dict[tuple[str, str], list[str]] = {}
+    for address in dict.fromkeys(addresses):
+        if (route := _route(address)) is not None:
+            links.setdefault(route, []).append(address)
+    if not links:
         return None
-    device, own = route
+    others = list(others)
+    found: Answers = {}
+    for (device, own), wanted in links.items():
+        answers = _ask_on(device, own, list(dict.fromkeys([*wanted, *others])))
+        if answers is None:
+            return None
+        for address, macs in answers.items():
+            found.setdefault(address, set()).update(macs)
+    return found
+
+
+def _ask_on(device: str, own: str, wanted: Sequence[str]) -> Answers | None:
+    """Ask on one link; None where this account may not send such packets."""
     try:
         handle = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETHERNET_ARP))
     except OSError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import ipaddress
 import re
 import shlex
 import socket
@@ -23,17 +24,20 @@ import yaml
 from cloudctl.checks.judge import CLOCK_ERROR, CLOCK_WARNING, judge_os
 from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, ConfigError, Unreachable, UsageError
 from cloudctl.node import arp
+from cloudctl.node.future import refuse_invalid
 from cloudctl.node.inventory import ROLES, WAITING, read_text, remember_empty, write_text
 from cloudctl.paths import data_root
 from cloudctl.runs.record import write_atomically
-from cloudctl.site.edit_inventory import add_host
+from cloudctl.site.edit_inventory import add_host, group_names
 from cloudctl.site.model import Site
+from cloudctl.site.schema import schema
 
 if TYPE_CHECKING:
     import paramiko
 
 TIMEOUT = 15.0
 KNOWN_HOSTS = "known_hosts"
+_ANSIBLES_OWN = {"all", "ungrouped", "localhost"}
 _KEY_ONLY = "/etc/ssh/sshd_config.d/60-cloudctl.conf"
 _FIRST = "/etc/ssh/sshd_config.d/00-cloudctl-key-only.conf"
 """Read before anybody else's: sshd takes the first value that it finds."""
@@ -154,11 +158,12 @@ def read_requests(path: Path, defaults: Request) -> list[Request]:
 
 
 def planned_inventory(site: Site, text: str, requests: Sequence[Request]) -> str:
-    """Return the inventory with the servers in ``newnodes``.
+    """Return the inventory with the servers in ``newnodes``. Pure.
 
     Raises:
-        UsageError: a name or an address is taken.
+        UsageError: a name or an address is taken, or cannot be one.
     """
+    reserved = group_names(text) | set(schema()["interfaces"]) | _ANSIBLES_OWN
     taken = {node.address: node.name for node in site.nodes.values()}
     for node in site.nodes.values():
         for port in node.interfaces.values():
@@ -174,6 +179,16 @@ def planned_inventory(site: Site, text: str, requests: Sequence[Request]) -> str
                 f"{request.name!r} cannot be a host name",
                 hint="lower-case letters, digits and hyphens",
             )
+        if request.name in reserved:
+            raise UsageError(
+                "node-name", f"{request.name} cannot be a host name: it is a group's, or a word of Ansible's",
+                where="inventory/hosts.yml", hint="call it differently",
+            )  # fmt: skip
+        if not canonical(request.address):
+            raise UsageError(
+                "address-malformed", f"{request.address!r} is no IPv4 address", where=request.name,
+                hint="its address on the management network, as in 10.10.10.23",
+            )  # fmt: skip
         if request.name in site.nodes:
             groups = ", ".join(site.nodes[request.name].groups)
             raise UsageError(
@@ -192,6 +207,14 @@ def planned_inventory(site: Site, text: str, requests: Sequence[Request]) -> str
             variables["role"] = request.role
         text = add_host(text, WAITING, request.name, variables)
     return text
+
+
+def canonical(address: str) -> bool:
+    """Tell whether it is an IPv4 address in the one spelling that can be compared. Pure."""
+    try:
+        return str(ipaddress.IPv4Address(address)) == address
+    except ValueError:
+        return False
 
 
 # -- host keys -----------------------------------------------------------------------------------
@@ -647,7 +670,7 @@ def enroll(site: Site, requests: Sequence[Request], *, confirm: Confirm, say: Sa
     Raises:
         CloudctlError: the inventory cannot take them; nothing was done.
     """
-    planned_inventory(site, read_text(site.path), requests)
+    _plan(site, read_text(site.path), requests)
     deploy = deploy_side(site)
     known = _known_hosts(site.path)
     failed: dict[str, CloudctlError] = {}
@@ -688,7 +711,7 @@ def enroll(site: Site, requests: Sequence[Request], *, confirm: Confirm, say: Sa
         # Read again: an editor may have been at work meanwhile.
         chosen = [entry.contact.request for entry in done]
         before = read_text(site.path)
-        text = planned_inventory(site, before, chosen)
+        text = _plan(site, before, chosen)
         remember_empty(site, before)
         write_atomically(
             site.path / KNOWN_HOSTS,
@@ -697,6 +720,17 @@ def enroll(site: Site, requests: Sequence[Request], *, confirm: Confirm, say: Sa
         )
         write_text(site.path, text)
     return Result(done, failed)
+
+
+def _plan(site: Site, text: str, requests: Sequence[Request]) -> str:
+    """Return the inventory with the servers; the site is valid with it.
+
+    Raises:
+        CloudctlError: it cannot take them.
+    """
+    text = planned_inventory(site, text, requests)
+    refuse_invalid(site.path, text, ", ".join(request.name for request in requests))
+    return text
 
 
 @dataclass
@@ -714,7 +748,7 @@ def _known_hosts(site: Path) -> str:
 
 def _judge_addresses(site: Site, requests: Sequence[Request], failed: dict[str, CloudctlError]) -> None:
     known = {node.name: node.address for node in site.nodes.values()}
-    answers = arp.ask([*(request.address for request in requests), *known.values()])
+    answers = arp.ask([request.address for request in requests], known.values())
     for request in requests:
         try:
             arp.judge(request.name, request.address, answers or {}, known)

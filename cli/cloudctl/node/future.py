@@ -11,7 +11,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from cloudctl.errors import CloudctlError, ConfigError, MultiError
 from cloudctl.runs.lock import state_directory
+from cloudctl.site.load import INVENTORY, load_site
 
 _OWN = {".cloudctl", ".git", "inventory", "admin-openrc.sh", "clouds.yaml", "ca.crt"}
 """What the copy has for itself: state, the inventory, and what is written from secrets."""
@@ -41,3 +43,27 @@ def future_site(site: Path, hosts: str, name: str = "future") -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def refuse_invalid(site: Path, hosts: str, names: str) -> None:
+    """Refuse to write an inventory with which the site would not load.
+
+    Args:
+        site: the site's directory; the caller holds its lock.
+        hosts: text of ``inventory/hosts.yml``.
+        names: whose lines are new.
+
+    Raises:
+        ConfigError: what would be wrong.
+    """
+    with future_site(site, hosts) as future:
+        try:
+            load_site(future, with_secrets=False)
+        except CloudctlError as error:
+            errors = error.errors if isinstance(error, MultiError) else [error]
+            # The lines that these name are of a text that nobody sees.
+            wrong = "; ".join(entry.message for entry in errors)
+            raise ConfigError(
+                "site-would-break", f"the site would not be valid with it: {wrong}", where=names,
+                hint=errors[0].hint or f"nothing was written to {INVENTORY}",
+            ) from error  # fmt: skip

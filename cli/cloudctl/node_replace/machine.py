@@ -128,7 +128,7 @@ def take_in(site: Site, node: Node, request: Request, *, confirm: Confirm, say: 
     deploy = enroll.deploy_side(site)
     known = _known_hosts(site)
     others = {name: other.address for name, other in site.nodes.items() if name != node.name}
-    answers = arp.ask([node.address, *others.values()])
+    answers = arp.ask([node.address], others.values())
     arp.judge(node.name, node.address, answers or {}, others)
     contact = _reach(request, say)
     try:

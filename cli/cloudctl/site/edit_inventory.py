@@ -89,6 +89,20 @@ def move_host(text: str, name: str, group: str, source: str = "newnodes") -> str
     return _checked(text, edited, change)
 
 
+def group_names(text: str) -> set[str]:
+    """Return the names of all groups, empty ones, too."""
+    found: set[str] = set()
+
+    def walk(groups: Mapping[str, Any]) -> None:
+        for name, body in groups.items():
+            found.add(str(name))
+            if isinstance(body, dict):
+                walk(body.get("children") or {})
+
+    walk(_read(text))
+    return found
+
+
 def names_in(text: str, group: str) -> list[str]:
     """Return the hosts that a group names itself, without those of the groups in it."""
     places = _places(_read(text), group)

@@ -1,0 +1,46 @@
+"""``cloudctl node`` as it is typed: what is refused before anything begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from site_support import make_site
+
+from cloudctl.commands.node import command
+from cloudctl.errors import ConfigError
+from cloudctl.node import facts
+from cloudctl.node.facts import Proposal
+from cloudctl.node.inventory import read_text, write_text
+from cloudctl.site.edit_inventory import add_host
+from cloudctl.site.secrets import generate
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A site in whose newnodes compute09 waits."""
+    path = make_site(tmp_path)
+    generate(path)
+    variables = {"ansible_host": "10.10.10.29", "role": "compute"}
+    write_text(path, add_host(read_text(path), "newnodes", "compute09", variables))
+    return path
+
+
+def run(site: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(command, list(arguments), obj=site)
+
+
+def test_a_proposal_with_which_the_site_would_break_is_not_written(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = {"ports": [], "disks": []}
+    wrong = Proposal(variables={"interfaces": {"eth0": {"network": "nowhere"}}})
+    monkeypatch.setattr(facts, "ask", lambda site, names: dict.fromkeys(names, machine))
+    monkeypatch.setattr(facts, "propose", lambda *arguments: wrong)
+    before = read_text(site)
+    error = run(site, "inspect", "compute09", "--accept").exception
+    assert isinstance(error, ConfigError)
+    assert (error.ref, error.where) == ("site-would-break", "compute09")
+    assert "nowhere" in error.message
+    assert read_text(site) == before
