@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import paramiko
 import pytest
@@ -17,7 +20,8 @@ from site_support import make_site
 from cloudctl.errors import CheckFailed, ConfigError, Unreachable, UsageError
 from cloudctl.node import arp, enroll
 from cloudctl.node.enroll import Request
-from cloudctl.node.inventory import read_text
+from cloudctl.node.inventory import read_text, write_text
+from cloudctl.site.edit_inventory import add_host
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Site
 
@@ -276,15 +280,84 @@ class Server(paramiko.ServerInterface):
         return paramiko.AUTH_SUCCESSFUL if good else paramiko.AUTH_FAILED
 
 
+S = TypeVar("S", bound=Server)
+
+
+class Machine(Server):
+    """A whole server: what enrolling runs is played.
+
+    Attributes:
+        known: whether the deploy key is installed.
+        breaks: connections end when passwords were just switched off.
+        on_undo: exit code of what takes back.
+    """
+
+    known = False
+    breaks = False
+    on_undo = 0
+
+    def __init__(self, log: list[str], public: str) -> None:
+        super().__init__(log)
+        self.public = public
+        self.transports: list[paramiko.Transport] = []
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "password,publickey" if self.passwords else "publickey"
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        good = self.known and key.get_base64() == self.public.split()[1]
+        return paramiko.AUTH_SUCCESSFUL if good else paramiko.AUTH_FAILED
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return paramiko.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        threading.Thread(target=self.answer, args=(channel, command.decode()), daemon=True).start()
+        return True
+
+    def answer(self, channel: paramiko.Channel, command: str) -> None:
+        while channel.recv(1024):
+            pass  # the client ends its input once it knows that the command runs
+        out, code = "", 0
+        if "os-release" in command:
+            out = FACTS.replace("time=1000.0", f"time={time.time()}")
+        elif "id -u" in command:
+            out = "0"
+        elif "echo added" in command:
+            out, self.known = "present" if self.known else "added", True
+        elif "closed()" in command:
+            self.passwords = False
+            if self.breaks:
+                for transport in self.transports:
+                    transport.close()
+                return
+        elif "rm -f /etc/ssh" in command:
+            code = self.on_undo
+            self.passwords = self.passwords or not code
+        elif "grep -vxF" in command:
+            self.known = False
+        channel.sendall(out.encode())
+        channel.send_exit_status(code)
+        channel.close()
+
+
+@pytest.fixture
+def machine(site: Site) -> Iterator[Machine]:
+    yield from serve(Machine([], (site.path / "ssh/id_ed25519.pub").read_text()))
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     """An SSH server on this machine; ``log`` says what clients tried."""
-    found = Server([])
+    yield from serve(Server([]))
+
+
+def serve(found: S) -> Iterator[S]:
     listener = socket.create_server(("127.0.0.1", 0))
     found.port = listener.getsockname()[1]  # type: ignore[attr-defined]
     key = paramiko.ECDSAKey.generate()
 
-    def serve() -> None:
+    def accept() -> None:
         while True:
             try:
                 connection, _peer = listener.accept()
@@ -292,10 +365,12 @@ def server() -> Iterator[Server]:
                 return
             transport = paramiko.Transport(connection)
             transport.add_server_key(key)
+            if isinstance(found, Machine):
+                found.transports.append(transport)
             with contextlib.suppress(paramiko.SSHException, EOFError):
                 transport.start_server(server=found)
 
-    threading.Thread(target=serve, daemon=True).start()
+    threading.Thread(target=accept, daemon=True).start()
     yield found
     listener.close()
 
@@ -348,6 +423,93 @@ def test_a_connection_that_breaks_after_the_login_is_no_crash(site: Site, server
     result = enroll.enroll(site, [request_to(server)], confirm=lambda contact: True, say=lambda text: None)
     (error,) = result.failed.values()
     assert (error.ref, error.where) == ("connection-lost", "compute09")
+
+
+def hosts(site: Site) -> str:
+    return read_text(site.path)
+
+
+def test_a_server_is_enrolled(site: Site, machine: Machine) -> None:
+    result = enrolled(site, request_to(machine))
+    assert (len(result.done), result.failed) == (1, {})
+    assert (machine.passwords, machine.known, machine.log) == (False, True, ["password of me"])
+    assert "compute09: {ansible_host: 10.10.10.29" in hosts(site)
+    assert "10.10.10.29" in (site.path / "known_hosts").read_text()
+    load_site(site.path, with_secrets=False)
+
+
+def test_what_an_interrupted_run_left_is_gone_on_with_by_its_key(site: Site, machine: Machine) -> None:
+    machine.passwords, machine.known = False, True
+    assert enrolled(site, request_to(machine)).failed == {}
+    assert machine.log == ["password of me"]  # and not once more
+    assert "compute09:" in hosts(site)
+
+
+def test_a_server_without_passwords_that_does_not_know_the_key_is_refused(
+    site: Site, machine: Machine
+) -> None:
+    machine.passwords = False
+    (error,) = enrolled(site, request_to(machine)).failed.values()
+    assert (error.ref, machine.log) == ("password-login-off", ["password of me"])
+
+
+def test_an_interrupt_while_servers_are_converted_leaves_none_unwritten(site: Site, machine: Machine) -> None:
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if "deploy key works" in text:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        enroll.enroll(site, [request_to(machine)], confirm=lambda contact: True, say=say)
+    assert not machine.passwords
+    assert "compute09:" in hosts(site) and "10.10.10.29" in (site.path / "known_hosts").read_text()
+    assert said[-1] == "compute09: enrolled before it broke off; it is in newnodes"
+
+
+def test_what_did_not_work_is_taken_back(
+    site: Site, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise CheckFailed("password-login-on", "the server still offers password")
+
+    monkeypatch.setattr(enroll, "_try_passwords", fail)
+    (error,) = enrolled(site, request_to(machine)).failed.values()
+    assert error.message == "the server still offers password; what was changed was taken back"
+    assert (machine.passwords, machine.known) == (True, False)
+    machine.on_undo = 1
+    (error,) = enrolled(site, request_to(machine)).failed.values()
+    assert "could not be taken back: it ended with 1" in error.message and not machine.passwords
+
+
+def test_a_lost_connection_is_not_told_as_taken_back(site: Site, machine: Machine) -> None:
+    machine.breaks = True
+    (error,) = enrolled(site, request_to(machine)).failed.values()
+    assert (error.ref, error.exit_code) == ("enroll-failed", 6)
+    assert "could not be taken back" in error.message and not machine.passwords
+    assert "compute09:" not in hosts(site)
+    machine.breaks = False
+    assert enrolled(site, request_to(machine)).failed == {}
+    assert "compute09:" in hosts(site)
+
+
+def test_an_inventory_that_was_edited_meanwhile_keeps_no_server_unpinned(
+    site: Site, machine: Machine
+) -> None:
+    before = hosts(site)
+
+    def say(text: str) -> None:
+        if "switched off" in text:
+            write_text(site.path, add_host(before, "compute", "compute09", {"ansible_host": "10.10.10.30"}))
+
+    result = enroll.enroll(site, [request_to(machine)], confirm=lambda contact: True, say=say)
+    (error,) = result.failed.values()
+    assert (result.done, error.ref, error.exit_code) == ([], "enroll-unwritten", 6)
+    assert "10.10.10.29" in (site.path / "known_hosts").read_text()
+    write_text(site.path, before)
+    assert enrolled(site, request_to(machine)).failed == {}
+    assert "compute09:" in hosts(site)
 
 
 def test_nobody_answers(site: Site) -> None:

@@ -13,9 +13,9 @@ import re
 import shlex
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,8 +157,16 @@ def read_requests(path: Path, defaults: Request) -> list[Request]:
     return found
 
 
-def planned_inventory(site: Site, text: str, requests: Sequence[Request]) -> str:
+def planned_inventory(
+    site: Site, text: str, requests: Sequence[Request], chosen: Sequence[Request] = ()
+) -> str:
     """Return the inventory with the servers in ``newnodes``. Pure.
+
+    Args:
+        site: the loaded site.
+        text: the inventory.
+        requests: the servers.
+        chosen: others that are in the text already, but not in the site.
 
     Raises:
         UsageError: a name or an address is taken, or cannot be one.
@@ -172,6 +180,7 @@ def planned_inventory(site: Site, text: str, requests: Sequence[Request]) -> str
     for name in ("internal", "external"):
         if vip := site.get(f"vip.{name}", None):
             taken.setdefault(str(vip), f"the {name} virtual address")
+    taken |= {request.address: request.name for request in chosen}
     for request in requests:
         if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", request.name):
             raise UsageError(
@@ -566,11 +575,32 @@ def examine(contact: Contact, deploy: Deploy) -> tuple[Session, Enrolled]:
     return session, Enrolled(contact, facts.get("os.PRETTY_NAME", ""), warnings)
 
 
+def examine_or_resume(contact: Contact, deploy: Deploy) -> tuple[Session, Enrolled]:
+    """As ``examine``; a server in which an interrupted run has switched passwords off is entered by its key.
+
+    Raises:
+        CheckFailed: the login is refused, or the server cannot be a node.
+    """
+    try:
+        return examine(contact, deploy)
+    except CheckFailed as error:
+        if error.ref != "password-login-off" or contact.request.password is None:
+            raise
+        refused = error
+    contact.close()
+    contact.transport = _again(contact).transport
+    contact.request = replace(contact.request, user="", password=None)
+    try:
+        return examine(contact, deploy)
+    except CheckFailed as error:
+        raise refused if error.ref in ("deploy-key-refused", "password-login-off") else error from None
+
+
 def convert(session: Session, contact: Contact, deploy: Deploy, say: Say) -> None:
     """Install the deploy key, try it, switch passwords off and try that; take it back when it does not work.
 
     Raises:
-        ApplyFailed: it did not work; what was changed was taken back.
+        ApplyFailed: it did not work; what was changed was taken back, or the error says why not.
     """
     request = contact.request
     quoted = {"user": shlex.quote(deploy.user), "key": shlex.quote(deploy.public)}
@@ -585,13 +615,18 @@ def convert(session: Session, contact: Contact, deploy: Deploy, say: Say) -> Non
         _try_passwords(contact, deploy)
         say(f"{request.name}: passwords are switched off")
     except BaseException as error:
-        with contextlib.suppress(Exception):
-            session.run(_OPEN.format(**paths), root=True, check=False)
+        told, hint = "what was changed was taken back", None
+        try:
+            # In this order: a server that lets no password in must keep the key.
+            session.run(_OPEN.format(**paths), root=True)
             if added:
-                session.run(_REMOVE.format(**quoted), root=True, check=False)
+                session.run(_REMOVE.format(**quoted), root=True)
+        except Exception as left:
+            told = f"what was changed could not be taken back: {left}"
+            hint = "the same command again: it goes on, with the deploy key where passwords are off already"
         if isinstance(error, CloudctlError):
             raise ApplyFailed(
-                "enroll-failed", f"{error.message}; what was changed was taken back", where=request.name
+                "enroll-failed", f"{error.message}; {told}", where=request.name, hint=hint
             ) from error
         raise
 
@@ -670,7 +705,9 @@ def enroll(site: Site, requests: Sequence[Request], *, confirm: Confirm, say: Sa
     Raises:
         CloudctlError: the inventory cannot take them; nothing was done.
     """
-    _plan(site, read_text(site.path), requests)
+    _text, refused = _plan(site, read_text(site.path), requests)
+    for error in refused.values():
+        raise error
     deploy = deploy_side(site)
     known = _known_hosts(site.path)
     failed: dict[str, CloudctlError] = {}
@@ -690,47 +727,94 @@ def enroll(site: Site, requests: Sequence[Request], *, confirm: Confirm, say: Sa
             except CloudctlError as error:
                 failed[name] = error
                 contacts.pop(name).close()
-        done: list[Enrolled] = []
         ready: list[tuple[Session, Enrolled]] = []
-        for contact, seen in _each(lambda contact: examine(contact, deploy), list(contacts.values())):
+        for contact, seen in _each(
+            lambda contact: examine_or_resume(contact, deploy), list(contacts.values())
+        ):
             if isinstance(seen, CloudctlError):
                 failed[contact.request.name] = seen
             else:
                 ready.append(seen)
-        for (_session, enrolled), answer in _each(
-            lambda item: convert(item[0], item[1].contact, deploy, say), ready
-        ):
-            if isinstance(answer, CloudctlError):
-                failed[enrolled.contact.request.name] = answer
-            else:
-                done.append(enrolled)
+        converted: set[str] = set()
+
+        def work(item: tuple[Session, Enrolled]) -> None:
+            convert(item[0], item[1].contact, deploy, say)
+            converted.add(item[1].contact.request.name)
+
+        try:
+            for (_session, enrolled), answer in _each(work, ready):
+                if isinstance(answer, CloudctlError):
+                    failed[enrolled.contact.request.name] = answer
+        except BaseException:
+            for enrolled in _record(site, ready, converted, failed):
+                say(f"{enrolled.contact.request.name}: enrolled before it broke off; it is in newnodes")
+            raise
+        done = _record(site, ready, converted, failed)
     finally:
         for contact in contacts.values():
             contact.close()
-    if done:
-        # Read again: an editor may have been at work meanwhile.
-        chosen = [entry.contact.request for entry in done]
-        before = read_text(site.path)
-        text = _plan(site, before, chosen)
-        remember_empty(site, before)
-        write_atomically(
-            site.path / KNOWN_HOSTS,
-            pinned(_known_hosts(site.path), [entry.contact for entry in done]),
-            mode=0o644,
-        )
-        write_text(site.path, text)
     return Result(done, failed)
 
 
-def _plan(site: Site, text: str, requests: Sequence[Request]) -> str:
-    """Return the inventory with the servers; the site is valid with it.
+def _plan(site: Site, text: str, requests: Sequence[Request]) -> tuple[str, dict[str, CloudctlError]]:
+    """Return the inventory with the servers that it can take, and by name why it cannot take the others."""
 
-    Raises:
-        CloudctlError: it cannot take them.
+    def added(text: str, requests: Sequence[Request], chosen: Sequence[Request] = ()) -> str:
+        text = planned_inventory(site, text, requests, chosen)
+        refuse_invalid(site.path, text, ", ".join(request.name for request in requests))
+        return text
+
+    with contextlib.suppress(CloudctlError):
+        return added(text, requests), {}
+    chosen: list[Request] = []
+    refused: dict[str, CloudctlError] = {}
+    for request in requests:
+        try:
+            text = added(text, [request], chosen)
+            chosen.append(request)
+        except CloudctlError as error:
+            error.where = error.where or request.name
+            refused[request.name] = error
+    return text, refused
+
+
+def _record(
+    site: Site,
+    ready: Sequence[tuple[Session, Enrolled]],
+    converted: Collection[str],
+    failed: dict[str, CloudctlError],
+) -> list[Enrolled]:
+    """Pin the host keys of the servers that were converted and write them into the inventory; return those.
+
+    Args:
+        site: the loaded site.
+        ready: all servers.
+        converted: names of those that were converted.
+        failed: gets those that the inventory cannot take.
     """
-    text = planned_inventory(site, text, requests)
-    refuse_invalid(site.path, text, ", ".join(request.name for request in requests))
-    return text
+    done = [enrolled for _session, enrolled in ready if enrolled.contact.request.name in converted]
+    if not done:
+        return []
+    write_atomically(
+        site.path / KNOWN_HOSTS,
+        pinned(_known_hosts(site.path), [entry.contact for entry in done]),
+        mode=0o644,
+    )
+    # Read again: an editor may have been at work meanwhile.
+    before = read_text(site.path)
+    text, refused = _plan(site, before, [entry.contact.request for entry in done])
+    for name, error in refused.items():
+        failed[name] = ApplyFailed(
+            "enroll-unwritten",
+            f"passwords are off and the deploy key is installed, but the inventory cannot take it: "
+            f"{error.message}",
+            where=name, hint="mend that, then the same command again: it goes on with the deploy key",
+        )  # fmt: skip
+    done = [entry for entry in done if entry.contact.request.name not in refused]
+    if done:
+        remember_empty(site, before)
+        write_text(site.path, text)
+    return done
 
 
 @dataclass
