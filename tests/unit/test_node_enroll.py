@@ -289,17 +289,25 @@ class Machine(Server):
     Attributes:
         known: whether the deploy key is installed.
         breaks: connections end when passwords were just switched off.
+        silent_at: from which moment on it says nothing: login, request or command.
         on_undo: exit code of what takes back.
     """
 
     known = False
     breaks = False
+    silent_at = ""
     on_undo = 0
 
     def __init__(self, log: list[str], public: str) -> None:
         super().__init__(log)
         self.public = public
         self.transports: list[paramiko.Transport] = []
+        self.over = threading.Event()
+
+    def check_auth_password(self, username: str, password: str) -> int:
+        if self.silent_at == "login":
+            self.over.wait(20)
+        return super().check_auth_password(username, password)
 
     def get_allowed_auths(self, username: str) -> str:
         return "password,publickey" if self.passwords else "publickey"
@@ -312,7 +320,10 @@ class Machine(Server):
         return paramiko.OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
-        threading.Thread(target=self.answer, args=(channel, command.decode()), daemon=True).start()
+        if self.silent_at == "request":
+            self.over.wait(20)
+        if not self.silent_at:
+            threading.Thread(target=self.answer, args=(channel, command.decode()), daemon=True).start()
         return True
 
     def answer(self, channel: paramiko.Channel, command: str) -> None:
@@ -343,7 +354,9 @@ class Machine(Server):
 
 @pytest.fixture
 def machine(site: Site) -> Iterator[Machine]:
-    yield from serve(Machine([], (site.path / "ssh/id_ed25519.pub").read_text()))
+    found = Machine([], (site.path / "ssh/id_ed25519.pub").read_text())
+    yield from serve(found)
+    found.over.set()
 
 
 @pytest.fixture
@@ -510,6 +523,51 @@ def test_an_inventory_that_was_edited_meanwhile_keeps_no_server_unpinned(
     write_text(site.path, before)
     assert enrolled(site, request_to(machine)).failed == {}
     assert "compute09:" in hosts(site)
+
+
+@pytest.mark.parametrize(
+    ("moment", "ref"),
+    [("login", "login-failed"), ("request", "connection-lost"), ("command", "connection-lost")],
+)
+def test_a_server_that_goes_silent_is_not_waited_for_without_end(
+    site: Site, machine: Machine, monkeypatch: pytest.MonkeyPatch, moment: str, ref: str
+) -> None:
+    monkeypatch.setattr(enroll, "PATIENCE", 1.0)
+    machine.silent_at = moment
+    began = time.monotonic()
+    (error,) = enrolled(site, request_to(machine)).failed.values()
+    machine.over.set()
+    assert (error.ref, error.where, error.exit_code) == (ref, "compute09", 5)
+    assert "silent for 1 s" in error.message
+    assert time.monotonic() - began < 15
+
+
+def test_a_server_does_not_wait_for_a_login_while_people_compare_fingerprints(
+    site: Site, machine: Machine
+) -> None:
+    def confirm(contact: enroll.Contact) -> bool:
+        assert not contact.transport.is_active()
+        return True
+
+    result = enroll.enroll(site, [request_to(machine)], confirm=confirm, say=lambda text: None)
+    assert (len(result.done), machine.log) == (1, ["password of me"])
+
+
+def test_a_host_key_that_changes_after_it_was_accepted_is_refused(
+    site: Site, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reach = enroll.reach
+
+    def another(request: Request) -> enroll.Contact:
+        return replace(reach(request), key_data="AAAA")
+
+    def confirm(contact: enroll.Contact) -> bool:
+        monkeypatch.setattr(enroll, "reach", another)
+        return True
+
+    result = enroll.enroll(site, [request_to(machine)], confirm=confirm, say=lambda text: None)
+    assert [error.ref for error in result.failed.values()] == ["host-key-changed"]
+    assert machine.log == []
 
 
 def test_nobody_answers(site: Site) -> None:

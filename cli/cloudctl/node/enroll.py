@@ -12,6 +12,7 @@ import ipaddress
 import re
 import shlex
 import socket
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     import paramiko
 
 TIMEOUT = 15.0
+PATIENCE = 60.0
+"""Seconds that a login or a command may take; all of them are short."""
 KNOWN_HOSTS = "known_hosts"
 _ANSIBLES_OWN = {"all", "ungrouped", "localhost"}
 _KEY_ONLY = "/etc/ssh/sshd_config.d/60-cloudctl.conf"
@@ -302,6 +305,7 @@ def reach(request: Request) -> Contact:
         connection = socket.create_connection((request.address, request.port), TIMEOUT)
         transport = paramiko.Transport(connection)
         transport.banner_timeout = TIMEOUT
+        transport.auth_timeout = PATIENCE
         # ed25519 first, as OpenSSH prefers it: what is pinned is what it will be shown.
         kinds = tuple(transport.get_security_options().key_types)
         transport.get_security_options().key_types = sorted(kinds, key=lambda kind: "ed25519" not in kind)
@@ -334,6 +338,7 @@ class Session:
 
         Raises:
             ApplyFailed: it failed and ``check`` is set.
+            Unreachable: the connection broke, or the server went silent.
         """
         stdin = ""
         full = f"sh -c {shlex.quote(command)}"
@@ -343,9 +348,18 @@ class Session:
             stdin = f"{self._password}\n" if self._password is not None else ""
         import paramiko
 
+        silent = threading.Event()
+
+        def hang_up() -> None:
+            silent.set()
+            self._transport.close()
+
+        # It ends every wait below; some of them know no time limit.
+        guard = threading.Timer(PATIENCE, hang_up)
+        guard.daemon = True
+        guard.start()
         try:
             channel = self._transport.open_session(timeout=TIMEOUT)
-            channel.settimeout(60)
             channel.exec_command(full)
             if stdin:
                 channel.sendall(stdin.encode())
@@ -353,9 +367,14 @@ class Session:
             out = _read(channel.recv)
             err = _read(channel.recv_stderr)
             code = channel.recv_exit_status()
+            if code < 0:
+                raise EOFError("it ended before the command did")
             channel.close()
         except (OSError, EOFError, paramiko.SSHException) as error:
-            raise Unreachable("connection-lost", f"the SSH connection broke: {error}") from error
+            why = f"the server was silent for {PATIENCE:.0f} s" if silent.is_set() else str(error)
+            raise Unreachable("connection-lost", f"the SSH connection broke: {why}") from error
+        finally:
+            guard.cancel()
         if check and code != 0:
             reason = (err or out).strip().splitlines()
             raise ApplyFailed("enroll-command-failed", (reason or [f"it ended with {code}"])[-1])
@@ -364,9 +383,8 @@ class Session:
 
 def _read(receive: Callable[[int], bytes]) -> str:
     parts = []
-    with contextlib.suppress(socket.timeout):
-        while part := receive(65536):
-            parts.append(part)
+    while part := receive(65536):
+        parts.append(part)
     return b"".join(parts).decode(errors="replace")
 
 
@@ -392,6 +410,11 @@ def log_in(contact: Contact, user: str, key: Path) -> Session:
             "enroll without a password",
         ) from error  # fmt: skip
     except paramiko.AuthenticationException as error:
+        if "timeout" in str(error):
+            raise Unreachable(
+                "login-failed", f"the login failed: the server was silent for {PATIENCE:.0f} s",
+                where=request.name, hint="look at its console: is it up, and its disk well?",
+            ) from error  # fmt: skip
         if request.password is None:
             raise CheckFailed(
                 "deploy-key-refused", f"the server does not know the deploy key for {user}",
@@ -721,12 +744,24 @@ def enroll(site: Site, requests: Sequence[Request], *, confirm: Confirm, say: Sa
             else:
                 contacts[request.name] = outcome
         reached = dict(contacts)
+        asking = any(not contact.request.fingerprint for contact in reached.values())
+        if asking:
+            # People take their time, and a server waits for a login only so long.
+            for contact in reached.values():
+                contact.close()
         for name, contact in reached.items():
             try:
                 _judge_key(contact, known, reached, confirm, say)
             except CloudctlError as error:
                 failed[name] = error
                 contacts.pop(name).close()
+        if asking:
+            for contact, outcome in _each(_again, list(contacts.values())):
+                if isinstance(outcome, CloudctlError):
+                    failed[contact.request.name] = outcome
+                    del contacts[contact.request.name]
+                else:
+                    contacts[contact.request.name] = outcome
         ready: list[tuple[Session, Enrolled]] = []
         for contact, seen in _each(
             lambda contact: examine_or_resume(contact, deploy), list(contacts.values())
