@@ -9,10 +9,11 @@ from click.testing import CliRunner, Result
 from site_support import make_site
 
 from cloudctl.commands.node import command
-from cloudctl.errors import ConfigError
-from cloudctl.node import facts
+from cloudctl.errors import ConfigError, UsageError
+from cloudctl.node import facts, journal
 from cloudctl.node.facts import Proposal
 from cloudctl.node.inventory import read_text, write_text
+from cloudctl.operations.steps import DONE
 from cloudctl.site.edit_inventory import add_host
 from cloudctl.site.secrets import generate
 
@@ -29,6 +30,19 @@ def site(tmp_path: Path) -> Path:
 
 def run(site: Path, *arguments: str) -> Result:
     return CliRunner().invoke(command, list(arguments), obj=site)
+
+
+@pytest.mark.parametrize("verb", ["add", "inspect"])
+@pytest.mark.parametrize("names", [("",), (",",), ("compute09", ""), ("compute09,",)])
+def test_an_empty_name_is_refused_before_anything_begins(
+    site: Path, verb: str, names: tuple[str, ...]
+) -> None:
+    state = journal.begin(site, journal.ADD, {"compute09": "compute"})
+    state.mark("prepare", DONE)
+    error = run(site, verb, *names).exception
+    assert isinstance(error, UsageError)
+    assert error.ref == "node-name-empty"
+    assert journal.begin(site, journal.ADD, {"compute09": "compute"}).state("prepare") == DONE
 
 
 def test_a_proposal_with_which_the_site_would_break_is_not_written(

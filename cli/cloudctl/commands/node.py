@@ -40,6 +40,20 @@ def _raise(errors: Sequence[CloudctlError]) -> None:
         raise errors[0] if len(errors) == 1 else MultiError(errors)
 
 
+def _split(names: Sequence[str]) -> list[str]:
+    """Return the names that were given, with spaces or commas between them.
+
+    Raises:
+        UsageError: one of them is empty (a variable that was not set, say).
+    """
+    found = [part.strip() for name in names for part in name.split(",")]
+    if not all(found):
+        raise UsageError(
+            "node-name-empty", "the name of a node is empty", hint="name the nodes; cloudctl node list"
+        )
+    return found
+
+
 # -- enroll ------------------------------------------------------------------------------------
 
 
@@ -210,7 +224,7 @@ def inspect_command(site_path: Path, names: tuple[str, ...], accept: bool, outpu
     from cloudctl.site.load import INVENTORY
 
     site, console = _load(site_path, output)
-    nodes = {name: _known(site, name) for part in names for name in part.split(",") if name}
+    nodes = {name: _known(site, name) for name in _split(names)}
     if accept:
         for node in nodes.values():
             refuse_members(node)
@@ -355,7 +369,7 @@ def add_command(site_path: Path, names: tuple[str, ...], dry_run: bool, yes: boo
     from cloudctl.node.inventory import joined, read_text, waiting
 
     site, console = _load(site_path, output)
-    roles = waiting(site, [part for name in names for part in name.split(",") if part])
+    roles = waiting(site, _split(names))
     began = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(SiteLock(site_path, "node add"))
