@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from cloudctl.commands.node import command
 from cloudctl.errors import ConfigError, UsageError
 from cloudctl.node import facts, journal
 from cloudctl.node.facts import Proposal
-from cloudctl.node.inventory import read_text, write_text
-from cloudctl.operations.steps import DONE
+from cloudctl.node.inventory import joined, read_text, write_text
+from cloudctl.operations.steps import BEGUN, DONE
 from cloudctl.site.edit_inventory import add_host
+from cloudctl.site.load import load_site
 from cloudctl.site.secrets import generate
 
 
@@ -43,6 +45,20 @@ def test_an_empty_name_is_refused_before_anything_begins(
     assert isinstance(error, UsageError)
     assert error.ref == "node-name-empty"
     assert journal.begin(site, journal.ADD, {"compute09": "compute"}).state("prepare") == DONE
+
+
+def test_a_node_that_had_come_when_its_adding_was_killed_is_added(site: Path) -> None:
+    state = journal.begin(site, journal.ADD, {"compute09": "compute"})
+    state.mark("settle", BEGUN)
+    write_text(site, joined(read_text(site), {"compute09": "compute"}))
+    result = run(site, "add", "compute09", "--dry-run", "--output", "json")
+    assert (result.exit_code, json.loads(result.stdout)["dry_run"]) == (0, True)
+    result = run(site, "add", "compute09", "--output", "json")
+    assert (result.exit_code, json.loads(result.stdout)["added"]) == (0, {"compute09": "compute"})
+    assert journal.arrived(load_site(site, with_secrets=False)) == {}
+    # Now it is a node as all others.
+    error = run(site, "add", "compute09").exception
+    assert isinstance(error, UsageError) and error.ref == "node-in-use"
 
 
 def test_a_proposal_with_which_the_site_would_break_is_not_written(

@@ -18,9 +18,10 @@ import yaml
 from site_support import make_site
 
 from cloudctl.errors import CheckFailed, ConfigError, Unreachable, UsageError
-from cloudctl.node import arp, enroll
+from cloudctl.node import arp, enroll, journal
 from cloudctl.node.enroll import Request
 from cloudctl.node.inventory import read_text, write_text
+from cloudctl.operations.steps import DONE
 from cloudctl.site.edit_inventory import add_host
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Site
@@ -449,6 +450,13 @@ def test_a_server_is_enrolled(site: Site, machine: Machine) -> None:
     assert "compute09: {ansible_host: 10.10.10.29" in hosts(site)
     assert "10.10.10.29" in (site.path / "known_hosts").read_text()
     load_site(site.path, with_secrets=False)
+
+
+def test_a_server_of_a_name_that_was_joining_once_begins_anew(site: Site, machine: Machine) -> None:
+    journal.begin(site.path, journal.ADD, {"compute09": "compute"}).mark("register", DONE)
+    assert enrolled(site, request_to(machine)).failed == {}
+    assert journal.joining(load_site(site.path, with_secrets=False)) == {}
+    assert journal.begin(site.path, journal.ADD, {"compute09": "compute"}).state("register") is None
 
 
 def test_what_an_interrupted_run_left_is_gone_on_with_by_its_key(site: Site, machine: Machine) -> None:

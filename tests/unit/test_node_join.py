@@ -23,7 +23,7 @@ from cloudctl.node.prove import silent_agents
 from cloudctl.operations.steps import BEGUN, DONE, execute
 from cloudctl.site.edit_inventory import add_host, remove_host
 from cloudctl.site.load import load_site
-from cloudctl.site.model import Site
+from cloudctl.site.model import Node, Settings, Site
 
 HOSTS = "inventory/hosts.yml"
 NEW: dict[str, dict[str, Any]] = {
@@ -243,18 +243,34 @@ def test_a_disk_of_a_removed_osd_is_refused_on_a_new_machine() -> None:
 # -- what a run that broke off leaves ------------------------------------------------------------
 
 
+def site_of(path: Path, **groups: str) -> Site:
+    """A site of nodes in a group each."""
+    nodes = {name: Node(name, (group,), f"10.10.10.{n}") for n, (name, group) in enumerate(groups.items())}
+    return Site(path, "cloud", {}, nodes, Settings({}))
+
+
 def test_an_unfinished_run_is_told_until_it_ended(tmp_path: Path) -> None:
+    site = site_of(tmp_path, compute02="newnodes", osd02="newnodes")
     state = journal.begin(tmp_path, journal.ADD, {"compute02": "compute", "osd02": "storage"})
     state.mark("prepare", BEGUN)
-    assert journal.joining(tmp_path) == {"compute02": "compute", "osd02": "storage"}
+    assert journal.joining(site) == {"compute02": "compute", "osd02": "storage"}
     # One of them alone: the other stays unfinished.
     state = journal.begin(tmp_path, journal.ADD, {"osd02": "storage"})
     assert state.state("prepare") is None
     journal.end(state)
-    assert journal.joining(tmp_path) == {"compute02": "compute"}
+    assert journal.joining(site) == {"compute02": "compute"}
     state = journal.begin(tmp_path, journal.ADD, {"compute02": "compute"})
     journal.end(state)
-    assert journal.joining(tmp_path) == {}
+    assert journal.joining(site) == {}
+
+
+def test_only_nodes_that_wait_are_told_as_joining(tmp_path: Path) -> None:
+    journal.begin(tmp_path, journal.ADD, {"compute02": "compute", "osd02": "storage", "osd03": "storage"})
+    # One was killed away from when it had come, one was taken out by hand.
+    site = site_of(tmp_path, compute02="compute", osd03="newnodes")
+    assert journal.joining(site) == {"osd03": "storage"}
+    assert journal.arrived(site) == {"compute02": "compute"}
+    assert journal.arrived(site_of(tmp_path, compute02="storage")) == {}
 
 
 def test_the_same_nodes_again_go_on(tmp_path: Path) -> None:
@@ -294,7 +310,7 @@ def test_what_was_done_is_looked_at_again_when_it_goes_on(tmp_path: Path) -> Non
 
 def test_where_nothing_was_begun_nothing_is_left(tmp_path: Path) -> None:
     journal.give_up(journal.begin(tmp_path, journal.ADD, {"compute02": "compute"}))
-    assert journal.joining(tmp_path) == {}
+    assert journal.joining(site_of(tmp_path, compute02="newnodes")) == {}
 
 
 def test_a_node_whose_agents_count_as_dead_takes_no_ports_yet() -> None:

@@ -369,7 +369,10 @@ def add_command(site_path: Path, names: tuple[str, ...], dry_run: bool, yes: boo
     from cloudctl.node.inventory import joined, read_text, waiting
 
     site, console = _load(site_path, output)
-    roles = waiting(site, _split(names))
+    wanted = _split(names)
+    # A run that was killed after its last step: only its end is not written down.
+    arrived = {name: role for name, role in journal.arrived(site).items() if name in wanted}
+    roles = waiting(site, [name for name in wanted if name not in arrived])
     began = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(SiteLock(site_path, "node add"))
@@ -379,10 +382,21 @@ def add_command(site_path: Path, names: tuple[str, ...], dry_run: bool, yes: boo
                 RunRecord(site_path, "node add", sys.argv[1:], mask=console.masker.mask)
             )
         reporter = Reporter(console, record)
+        for name, role in arrived.items():
+            reporter.line(f"{name} is in {role} already; cloudctl plan tells whether anything is left to do")
+            if not dry_run:
+                journal.drop(site_path, journal.ADD, name)
+        if not roles and dry_run:
+            console.result({"dry_run": True, "nodes": {}}, "Nothing was changed.")
+            return
+        if not roles:
+            data = {"added": arrived, "seconds": 0.0, "steps": [], "others": {}}
+            console.result(data, f"Added {', '.join(arrived)}; cloudctl status shows the cloud.")
+            return
         text = joined(read_text(site_path), roles)
         future = stack.enter_context(future_site(site_path, text))
         change = join.change_of(site, load_site(future), list(roles))
-        joining = join.Joining(change, roles, reporter.line, begun=list(journal.joining(site_path)))
+        joining = join.Joining(change, roles, reporter.line, begun=list(journal.joining(site)))
         reporter.line(f"checking {', '.join(roles)}: machine, networks at full size, disks, registry")
         found = joining.check()
         reporter.line(f"{found} ({time.monotonic() - began:.1f} s)")
@@ -522,7 +536,7 @@ def remove_command(site_path: Path, name: str, dead: bool, dry_run: bool, yes: b
         return
     node = _known(site, name)
     leave.refuse_indispensable(site, node)
-    joining = journal.joining(site_path).get(name)
+    joining = journal.joining(site).get(name)
     began = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(SiteLock(site_path, "node remove"))

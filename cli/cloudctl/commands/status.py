@@ -65,7 +65,7 @@ def expected(site: Site) -> Expected:
         },
         release=str(site.get("release", "")),
         schedules=prefix_of(site),
-        joining=joining(site.path),
+        joining=joining(site),
         leaving=leaving(site.path),
         replacing=replacing(site.path),
         clusters=clusters_of(load_services(site.path)),

@@ -24,7 +24,7 @@ import yaml
 
 from cloudctl.checks.judge import CLOCK_ERROR, CLOCK_WARNING, judge_os
 from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, ConfigError, Unreachable, UsageError
-from cloudctl.node import arp
+from cloudctl.node import arp, journal
 from cloudctl.node.future import refuse_invalid
 from cloudctl.node.inventory import ROLES, WAITING, read_text, remember_empty, write_text
 from cloudctl.paths import data_root
@@ -849,6 +849,9 @@ def _record(
     if done:
         remember_empty(site, before)
         write_text(site.path, text)
+        for entry in done:
+            # Another machine of this name may have been taken out by hand while it was joining.
+            journal.drop(site.path, journal.ADD, entry.contact.request.name)
     return done
 
 

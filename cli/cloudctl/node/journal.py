@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from cloudctl.node.inventory import WAITING
 from cloudctl.operations.steps import Journal
+from cloudctl.site.model import Site
 
 ADD, REMOVE = "node-add", "node-remove"
 
@@ -55,9 +57,17 @@ def drop(site: Path, name: str, node: str) -> None:
             journal.finish()
 
 
-def joining(site: Path) -> dict[str, str]:
-    """Return by name the role of every node whose joining was begun and did not end."""
-    return _left(Journal(site, ADD))
+def joining(site: Site) -> dict[str, str]:
+    """Return by name the role of every waiting node whose joining was begun and did not end."""
+    waiting = {node.name for node in site.group(WAITING)}
+    return {name: role for name, role in _left(Journal(site.path, ADD)).items() if name in waiting}
+
+
+def arrived(site: Site) -> dict[str, str]:
+    """Return by name the role of every node that is in its group, though its joining did not end."""
+    members = {node.name: node.groups for node in site.nodes.values() if WAITING not in node.groups}
+    left = _left(Journal(site.path, ADD))
+    return {name: role for name, role in left.items() if role in members.get(name, ())}
 
 
 def leaving(site: Path) -> list[str]:

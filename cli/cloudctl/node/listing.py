@@ -13,7 +13,7 @@ from cloudctl.site.model import Node, Site
 
 def rows(site: Site) -> list[dict[str, Any]]:
     """Return every node with its groups, addresses and where it stands; nobody is asked."""
-    joining, leaving = journal.joining(site.path), journal.leaving(site.path)
+    joining, leaving = journal.joining(site), journal.leaving(site.path)
     mons = {node.name for node in site.group("mons")}
     return [
         {
