@@ -61,6 +61,16 @@ def test_a_node_that_had_come_when_its_adding_was_killed_is_added(site: Path) ->
     assert isinstance(error, UsageError) and error.ref == "node-in-use"
 
 
+def test_a_password_that_is_no_utf8_is_no_crash_and_not_told(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "pw").write_bytes(b"secr\xfct\n")
+    (tmp_path / "pw").chmod(0o600)
+    arguments = ["enroll", "compute10", "--address", "10.10.10.30", "--password-file"]
+    for file, given in ((str(tmp_path / "pw"), None), ("-", b"secr\xfct\n")):
+        error = CliRunner().invoke(command, [*arguments, file], obj=site, input=given).exception
+        assert isinstance(error, ConfigError)
+        assert error.ref == "password-unreadable" and "secr" not in error.render()
+
+
 def test_a_proposal_with_which_the_site_would_break_is_not_written(
     site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,10 +110,9 @@ def test_an_address_with_which_the_site_would_break_is_refused_before_contact(
     site: Site, server: Server, address: str
 ) -> None:
     before = read_text(site.path)
-    with pytest.raises(ConfigError) as caught:
-        enrolled(site, replace(request_to(server), address=address))
-    assert (caught.value.ref, caught.value.where) == ("site-would-break", "compute09")
-    assert address in caught.value.message
+    (error,) = enrolled(site, replace(request_to(server), address=address)).failed.values()
+    assert (error.ref, error.where, error.exit_code) == ("site-would-break", "compute09", 3)
+    assert address in error.message
     assert server.log == []
     assert read_text(site.path) == before
 
@@ -141,13 +140,26 @@ def test_a_file_of_many(tmp_path: Path) -> None:
         "[{name: x}]",
         "[{name: x, address: 1.2.3.4, rolle: compute}]",
         "[{name: x, address: 1.2.3.4, role: control}]",
+        "x: 1.2.3.4",
+        "[{name: x, address: 1.2.3.4, port: true}]",
+        "[{name: x, address: 1.2.3.4, port: 0}]",
+        "[{name: x, address: 1.2.3.4}, {name: x, address: 1.2.3.5}]",
+        "x: {address: 1.2.3.4}\nx: {address: 1.2.3.5}",
+        "# gr\xfcn\n[{name: x, address: 1.2.3.4}]",
     ],
 )
 def test_a_file_that_is_no_list_of_nodes(tmp_path: Path, text: str) -> None:
     path = tmp_path / "new.yml"
-    path.write_text(text)
-    with pytest.raises(ConfigError):
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError) as caught:
         enroll.read_requests(path, Request("", ""))
+    assert str(caught.value.where).startswith(str(path))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        enroll.read_requests(tmp_path / "new.yml", Request("", ""))
+    assert "in the site's directory" in str(caught.value.hint)
 
 
 # -- whose machine is it -------------------------------------------------------------------------
@@ -450,6 +462,27 @@ def test_a_server_is_enrolled(site: Site, machine: Machine) -> None:
     assert "compute09: {ansible_host: 10.10.10.29" in hosts(site)
     assert "10.10.10.29" in (site.path / "known_hosts").read_text()
     load_site(site.path, with_secrets=False)
+
+
+def test_those_that_cannot_come_are_named_and_the_others_come(site: Site, machine: Machine) -> None:
+    good = request_to(machine)
+    bad = {
+        "ctl01": "10.10.10.30",
+        "compute11": "10.10.10.29",
+        "compute12": "c12.lan",
+        "compute13": "10.10.11.1",
+    }
+    others = [replace(good, name=name, address=address) for name, address in bad.items()]
+    result = enrolled(site, others[0], good, *others[1:])
+    assert [entry.contact.request.name for entry in result.done] == ["compute09"]
+    assert {name: error.ref for name, error in result.failed.items()} == {
+        "ctl01": "node-exists",
+        "compute11": "address-in-use",  # the first one's of the file
+        "compute12": "address-malformed",
+        "compute13": "site-would-break",
+    }
+    assert machine.log == ["password of me"]
+    assert [name for name in bad if f"{name}:" in hosts(site).partition("newnodes:")[2]] == []
 
 
 def test_a_server_of_a_name_that_was_joining_once_begins_anew(site: Site, machine: Machine) -> None:

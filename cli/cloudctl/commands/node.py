@@ -169,14 +169,23 @@ def _password(ask: bool, file: Path | None) -> str | None:
     Raises:
         UsageError, ConfigError: it cannot be read.
     """
-    if ask:
-        if sys.stdin.isatty():
-            return str(click.prompt("Password", hide_input=True, err=True))
-        return _line(sys.stdin.readline(), "standard input")
-    if file is None:
+    if ask and sys.stdin.isatty():
+        return str(click.prompt("Password", hide_input=True, err=True))
+    if not ask and file is None:
         return None
-    if str(file) == "-":
-        return _line(sys.stdin.readline(), "standard input")
+    source = None if ask or str(file) == "-" else file
+    place = str(source or "standard input")
+    try:
+        return _password_in(source) if source else _line(sys.stdin.readline(), place)
+    except UnicodeDecodeError:
+        # Its text has the bytes: it is not told.
+        raise ConfigError(
+            "password-unreadable", f"{place} is no text in UTF-8", where=place,
+            hint="the first line must be the password, in UTF-8",
+        ) from None  # fmt: skip
+
+
+def _password_in(file: Path) -> str:
     try:
         if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             click.echo(f"warning: others may read {file}: chmod 600 {file}", err=True)

@@ -20,15 +20,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from cloudctl.checks.judge import CLOCK_ERROR, CLOCK_WARNING, judge_os
-from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, ConfigError, Unreachable, UsageError
+from cloudctl.errors import (
+    ApplyFailed,
+    CheckFailed,
+    CloudctlError,
+    ConfigError,
+    MultiError,
+    Unreachable,
+    UsageError,
+)
 from cloudctl.node import arp, journal
 from cloudctl.node.future import refuse_invalid
 from cloudctl.node.inventory import ROLES, WAITING, read_text, remember_empty, write_text
 from cloudctl.paths import data_root
 from cloudctl.runs.record import write_atomically
+from cloudctl.site.document import Problems, parse_document
 from cloudctl.site.edit_inventory import add_host, group_names
 from cloudctl.site.model import Site
 from cloudctl.site.schema import schema
@@ -112,17 +119,26 @@ def read_requests(path: Path, defaults: Request) -> list[Request]:
         ConfigError: the file is no such list.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            "file-unreadable", f"{path} cannot be read: {error.strerror}", where=str(path)
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError("yaml-syntax", f"no valid YAML: {error}", where=str(path)) from error
+            "file-unreadable", f"{path} cannot be read: {error.strerror}", where=str(path),
+            hint="a lab's commands run on its deploy node: the file must be in the site's directory",
+        ) from error  # fmt: skip
+    except UnicodeDecodeError as error:
+        raise ConfigError("file-unreadable", f"{path} is no text in UTF-8", where=str(path)) from error
+    problems = Problems()
+    document = parse_document(str(path), text, problems)
+    if problems:
+        raise problems[0] if len(problems) == 1 else MultiError(problems)
+    data = document.data if document is not None else None
     if isinstance(data, Mapping) and isinstance(data.get("nodes"), list | Mapping):
         data = data["nodes"]
     if isinstance(data, Mapping):
-        data = [{"name": name, **(entry or {})} for name, entry in data.items()]
+        # An entry that is no mapping is told below.
+        data = [
+            {"name": name, **entry} if isinstance(entry, Mapping) else entry for name, entry in data.items()
+        ]
     if not isinstance(data, list) or not data:
         raise ConfigError(
             "nodes-format",
@@ -135,7 +151,15 @@ def read_requests(path: Path, defaults: Request) -> list[Request]:
     for number, entry in enumerate(data, start=1):
         where = f"{path}, entry {number}"
         if not isinstance(entry, Mapping) or not entry.get("name") or not entry.get("address"):
-            raise ConfigError("nodes-format", "each node needs a name and an address", where=where)
+            raise ConfigError(
+                "nodes-format", "each node needs a name and an address", where=where,
+                hint="- {name: compute03, address: 10.10.10.23, role: compute}",
+            )  # fmt: skip
+        if str(entry["name"]) in (other.name for other in found):
+            raise ConfigError(
+                "nodes-format", f"{entry['name']} is named twice", where=where,
+                hint="give each node a name of its own",
+            )  # fmt: skip
         if unknown := sorted(set(map(str, entry)) - {*keys, "port"}):
             raise ConfigError(
                 "unknown-key", f"unknown: {', '.join(unknown)}", where=where, hint=f"known: {', '.join(keys)}"
@@ -144,7 +168,7 @@ def read_requests(path: Path, defaults: Request) -> list[Request]:
             raise ConfigError(
                 "wrong-value", f"role must be one of {', '.join(ROLES)}, not {entry['role']}", where=where
             )
-        if not isinstance(entry.get("port", 22), int):
+        if type(entry.get("port", 22)) is not int or not 0 < entry.get("port", 22) < 65536:
             raise ConfigError("wrong-value", f"port must be a number, not {entry['port']}", where=where)
         found.append(
             Request(
@@ -726,17 +750,14 @@ def enroll(site: Site, requests: Sequence[Request], *, confirm: Confirm, say: Sa
         Those that are enrolled, and why others are not (they are as they were).
 
     Raises:
-        CloudctlError: the inventory cannot take them; nothing was done.
+        ConfigError: the site has no deploy key, or an inventory that nobody can read; nothing was done.
     """
-    _text, refused = _plan(site, read_text(site.path), requests)
-    for error in refused.values():
-        raise error
+    _text, failed = _plan(site, read_text(site.path), requests)
     deploy = deploy_side(site)
     known = _known_hosts(site.path)
-    failed: dict[str, CloudctlError] = {}
     contacts: dict[str, Contact] = {}
     try:
-        _judge_addresses(site, requests, failed)
+        _judge_addresses(site, [request for request in requests if request.name not in failed], failed)
         left = [request for request in requests if request.name not in failed]
         for request, outcome in _each(reach, left):
             if isinstance(outcome, CloudctlError):
