@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import paramiko
 import pytest
 import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from site_support import make_site
 
 from cloudctl.errors import CheckFailed, ConfigError, Unreachable, UsageError
@@ -182,6 +184,16 @@ def test_another_key_than_the_pinned_one_is_refused() -> None:
 def test_a_new_key_and_the_pinned_one_are_good() -> None:
     enroll.check_host_key(KNOWN, Request("compute10", "10.10.10.30"), "AAAA3")
     enroll.check_host_key(KNOWN, Request("compute09", "10.10.10.29"), "AAAA2")
+
+
+def test_a_host_key_is_pinned_where_openssh_looks_for_it() -> None:
+    usual = enroll.Contact(Request("compute09", "10.10.10.29"), None, "ssh-ed25519", "AAAA")
+    assert usual.line == "10.10.10.29,compute09 ssh-ed25519 AAAA"
+    other = replace(usual, request=Request("compute09", "10.10.10.29", port=2222))
+    assert other.line == "[10.10.10.29]:2222,[compute09]:2222 ssh-ed25519 AAAA"
+    # Any of these names is the server itself.
+    for line in (usual.line, other.line, "[compute09]:2222 ssh-ed25519 AAAA"):
+        enroll.check_host_key(line, other.request, "AAAA")
 
 
 def test_fingerprints_as_people_copy_them() -> None:
@@ -393,7 +405,7 @@ def serve(found: S) -> Iterator[S]:
             transport.add_server_key(key)
             if isinstance(found, Machine):
                 found.transports.append(transport)
-            with contextlib.suppress(paramiko.SSHException, EOFError):
+            with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
                 transport.start_server(server=found)
 
     threading.Thread(target=accept, daemon=True).start()
@@ -520,6 +532,42 @@ def test_an_interrupt_while_servers_are_converted_leaves_none_unwritten(site: Si
     assert not machine.passwords
     assert "compute09:" in hosts(site) and "10.10.10.29" in (site.path / "known_hosts").read_text()
     assert said[-1] == "compute09: enrolled before it broke off; it is in newnodes"
+
+
+def make_key(path: Path, kind: str, passphrase: bytes = b"") -> None:
+    """Make a key pair as ssh-keygen writes it."""
+    key: Any = {
+        "rsa": lambda: rsa.generate_private_key(65537, 2048),
+        "ecdsa": lambda: ec.generate_private_key(ec.SECP256R1()),
+        "ed25519": ed25519.Ed25519PrivateKey.generate,
+    }[kind]()
+    lock = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    text = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, lock)
+    path.write_bytes(text)
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    Path(f"{path}.pub").write_bytes(public + b"\n")
+
+
+@pytest.mark.parametrize("kind", ["rsa", "ecdsa", "ed25519"])
+def test_a_deploy_key_of_any_kind_that_the_inventory_names(
+    site: Site, machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    home = site.path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    make_key(home / "key", kind)
+    control = site.group("control")[0]
+    control.vars["ansible_ssh_private_key_file"] = "~/key"  # type: ignore[index]
+    machine.public = (home / "key.pub").read_text()
+    assert enrolled(site, request_to(machine)).failed == {}
+
+
+def test_a_deploy_key_with_a_passphrase_is_told_before_anything_is_done(site: Site, machine: Machine) -> None:
+    key = site.path / "ssh/id_ed25519"
+    make_key(key, "ed25519", b"secret")
+    with pytest.raises(ConfigError) as caught:
+        enrolled(site, request_to(machine))
+    assert (caught.value.ref, caught.value.where, machine.log) == ("deploy-key-unusable", str(key), [])
 
 
 def test_what_did_not_work_is_taken_back(

@@ -94,7 +94,9 @@ class Contact:
     @property
     def line(self) -> str:
         """The line of known_hosts."""
-        return f"{self.request.address},{self.request.name} {self.key_type} {self.key_data}"
+        request = self.request
+        names = [known_name(host, request.port) for host in (request.address, request.name)]
+        return f"{','.join(names)} {self.key_type} {self.key_data}"
 
     def close(self) -> None:
         """End the connection."""
@@ -267,6 +269,11 @@ def same_fingerprint(given: str, found: str) -> bool:
     return given.strip().removeprefix("SHA256:").rstrip("=") == found.removeprefix("SHA256:")
 
 
+def known_name(host: str, port: int) -> str:
+    """Return the name under which OpenSSH looks for a host's key in known_hosts. Pure."""
+    return host if port == 22 else f"[{host}]:{port}"
+
+
 def check_host_key(known: str, request: Request, key_data: str) -> None:
     """Refuse a host key that is another machine's, and one that is not the pinned one. Pure.
 
@@ -278,7 +285,8 @@ def check_host_key(known: str, request: Request, key_data: str) -> None:
     Raises:
         CheckFailed: the key belongs to another name or address; or these have another key.
     """
-    ours = {request.name, request.address, f"[{request.address}]:{request.port}"}
+    hosts = (request.name, request.address)
+    ours = {*hosts, *(known_name(host, request.port) for host in hosts)}
     stale: list[int] = []
     right = False
     for number, line in enumerate(known.splitlines(), start=1):
@@ -423,7 +431,7 @@ def log_in(contact: Contact, user: str, key: Path) -> Session:
     request, transport = contact.request, contact.transport
     try:
         if request.password is None:
-            transport.auth_publickey(user, paramiko.Ed25519Key.from_private_key_file(str(key)))
+            transport.auth_publickey(user, private_key(key))
         else:
             transport.auth_password(user, request.password)
     except paramiko.BadAuthenticationType as error:
@@ -559,21 +567,39 @@ class Deploy:
     public: str
 
 
+def private_key(path: Path) -> paramiko.PKey:
+    """Read a private key of any kind that OpenSSH makes.
+
+    Raises:
+        ConfigError: it is none, or has a passphrase.
+    """
+    import paramiko
+
+    try:
+        return paramiko.PKey.from_path(path)
+    except Exception as error:  # each kind of key has errors of its own
+        raise ConfigError(
+            "deploy-key-unusable", f"{path} cannot be used as the deploy key: {error}", where=str(path),
+            hint="a private key of OpenSSH without a passphrase: ed25519, ECDSA or RSA",
+        ) from error  # fmt: skip
+
+
 def deploy_side(site: Site) -> Deploy:
     """Return what the inventory says of Ansible's logins.
 
     Raises:
-        ConfigError: the site's key is missing.
+        ConfigError: the site's key is missing, or cannot be used.
     """
     settings = next((node.vars for node in site.group("control")), {})
     named = str(settings.get("ansible_ssh_private_key_file") or "")
-    key = Path(named) if named and "{{" not in named else site.path / "ssh" / "id_ed25519"
+    key = Path(named).expanduser() if named and "{{" not in named else site.path / "ssh" / "id_ed25519"
     public = Path(f"{key}.pub")
     if not key.is_file() or not public.is_file():
         raise ConfigError(
             "deploy-key-missing", f"there is no {key} with its public half", where=str(key),
             hint=f"ssh-keygen -t ed25519 -N '' -f {key}",
         )  # fmt: skip
+    private_key(key)
     user = str(settings.get("ansible_user") or "root")
     return Deploy(user, key, public.read_text(encoding="utf-8").strip())
 
@@ -692,9 +718,7 @@ def _try_key(contact: Contact, deploy: Deploy) -> None:
 
     fresh = _again(contact)
     try:
-        fresh.transport.auth_publickey(
-            deploy.user, paramiko.Ed25519Key.from_private_key_file(str(deploy.key))
-        )
+        fresh.transport.auth_publickey(deploy.user, private_key(deploy.key))
         if deploy.user != "root":
             Session(fresh.transport, deploy.user, None).run("true", root=True)
     except paramiko.SSHException as error:
