@@ -49,7 +49,10 @@ options:
     choices: [observe, apply, devices, prepare, wipe, ask]
     required: true
   desired:
-    description: The desired state as returned by C(cloudctl.ceph.build). It holds no secret.
+    description:
+      - The desired state as returned by C(cloudctl.ceph.build). It holds no secret.
+      - With C(before), the uuids of OSDs, its OSDs are to be made beside those. Without, they are all that
+        there are to be.
     type: dict
     default: {}
   secrets:
@@ -88,8 +91,22 @@ options:
     description: A journal smaller than this, in bytes, is refused.
     type: int
     default: 0
+  only:
+    description:
+      - With O(mode=devices) and O(mode=prepare), those of the data devices that become OSDs now. The
+        others are left alone, whatever is on them, and need not be there. Left out, all.
+    type: list
+    elements: str
+    default: []
+  leaving:
+    description: With O(mode=devices), the uuids of OSDs whose journals will be free.
+    type: list
+    elements: str
+    default: []
   osds:
-    description: With O(mode=wipe), the uuids of the OSDs whose devices are to be erased.
+    description:
+      - With O(mode=wipe), the uuids of the OSDs whose devices are to be erased.
+      - With O(mode=devices), those of OSDs known to be ours.
     type: list
     elements: str
     default: []
@@ -541,13 +558,25 @@ def same_devices(probes):
     return {one: [p for p in same if p != one] for same in paths.values() if len(same) > 1 for one in same}
 
 
-def check_devices(data, journals, fsid, probe=probe_device, journal_size=0, journal_minimum=0, our_osds=()):
+def check_devices(
+    data,
+    journals,
+    fsid,
+    probe=probe_device,
+    journal_size=0,
+    journal_minimum=0,
+    our_osds=(),
+    only=(),
+    leaving=(),
+):
     """Return ``[{path, size, state, reason, role, osd_uuid}]`` for a node's data and journal devices.
 
     Args:
         data: paths of the data devices.
         journals: paths of their journal devices, in the same order, or none.
         our_osds: uuids of OSDs known to be ours, beside those on the data devices.
+        only: the data devices that become OSDs now: a journal device needs room for theirs alone; none: all.
+        leaving: uuids of OSDs whose journals will be free.
     """
     paths = list(dict.fromkeys(journals))
     probes = [(path, "data", probe(path)) for path in data] + [
@@ -571,10 +600,15 @@ def check_devices(data, journals, fsid, probe=probe_device, journal_size=0, jour
         }
         if role == "journal":
             owners = [one for one, its in zip(data, journals, strict=False) if its == path]
-            uuids = [(by_path[one].get("label") or {}).get("osd_uuid", "") for one in owners]
+            uuids = [
+                (by_path[one].get("label") or {}).get("osd_uuid", "")
+                for one in owners
+                if not only or one in only
+            ]
             state, reason = judge_journal(
-                found, fsid, ours, uuids, journal_size=journal_size, minimum=journal_minimum
-            )
+                freed(found, leaving), fsid, ours, uuids,
+                journal_size=journal_size, minimum=journal_minimum, owners=len(owners),
+            )  # fmt: skip
             slots = our_slots(found, fsid)
             if slots is not None:
                 item["slots"] = [
@@ -595,6 +629,29 @@ def check_devices(data, journals, fsid, probe=probe_device, journal_size=0, jour
     return results
 
 
+def freed(probe, uuids):
+    """Return a journal device as it will be when some OSDs' journals on it are erased. Pure."""
+
+    def left(label):
+        return None if label and label["osd_uuid"] in uuids else label
+
+    parts = [{**part, "label": left(part["label"])} for part in probe.get("partitions") or ()]
+    return {**probe, "label": left(probe.get("label")), "partitions": parts}
+
+
+def journals_wanted(owners, lacking, slots):
+    """Return for how many journals a shared device must have room. Pure.
+
+    One that is to be made takes no more than its part of what the inventory shares between all of them.
+
+    Args:
+        owners: how many OSDs have their journal on it, as the inventory says.
+        lacking: how many of those that are made now have none on it yet.
+        slots: its partitions.
+    """
+    return max(lacking, owners - sum(1 for slot in slots if slot["label"]))
+
+
 def is_shared(probe, fsid, owners, journal_size):
     """Return whether a journal device is, or is to be, divided into partitions. Pure.
 
@@ -606,13 +663,15 @@ def is_shared(probe, fsid, owners, journal_size):
     return our_slots(probe, fsid) is not None or owners > 1 or journal_size > 0
 
 
-def judge_journal(probe, fsid, ours, uuids, journal_size=0, minimum=0):
+def judge_journal(probe, fsid, ours, uuids, journal_size=0, minimum=0, owners=0):
     """Decide what a journal device is; see ``judge_device``. Pure.
 
     Args:
         ours: uuids of this cluster's OSDs.
         uuids: of the OSDs that have their journal on it ("" for one that is not made yet).
+        owners: how many OSDs there are to be on it, where others come later.
     """
+    owners = max(owners, len(uuids))
     lacking = sum(1 for uuid in uuids if uuid not in ours)
     slots = our_slots(probe, fsid)
     if probe.get("error"):
@@ -620,17 +679,18 @@ def judge_journal(probe, fsid, ours, uuids, journal_size=0, minimum=0):
     if slots is not None:
         held = {(slot["label"] or {}).get("osd_uuid", "") for slot in slots}
         lacking = sum(1 for uuid in uuids if not uuid or uuid not in held)
-        _free, _new, problem = plan_slots(probe["size"], slots, lacking, journal_size, minimum)
+        wanted = journals_wanted(owners, lacking, slots) if lacking else 0
+        _free, _new, problem = plan_slots(probe["size"], slots, wanted, journal_size, minimum)
         return ("refused", problem) if problem else ("ours", f"journals of {len(held - {''})} OSDs")
     state, reason = judge_device(probe, fsid, ours)
     if state == "ours" and lacking:
         return "refused", f"all of it is the {reason}: another OSD can't share it"
     if state != "empty":
         return state, reason
-    if len(uuids) > 1 and not probe.get("whole", True):
+    if owners > 1 and not probe.get("whole", True):
         return "refused", "it is a partition, which several OSDs can't share: name the whole device"
-    if is_shared(probe, fsid, len(uuids), journal_size):
-        _free, _new, problem = plan_slots(probe["size"], [], max(1, len(uuids)), journal_size, minimum)
+    if is_shared(probe, fsid, owners, journal_size):
+        _free, _new, problem = plan_slots(probe["size"], [], max(1, owners), journal_size, minimum)
     else:
         too_small = uuids and probe["size"] < minimum
         problem = (
@@ -644,12 +704,13 @@ def judge_journal(probe, fsid, ours, uuids, journal_size=0, minimum=0):
 # --- preparing and erasing devices --------------------------------------------------------------------------
 
 
-def assign_slots(data, journals, probes, fsid, journal_size=0, minimum=0):
+def assign_slots(data, journals, probes, fsid, journal_size=0, minimum=0, only=()):
     """Decide which journal each data device gets. Pure.
 
     Args:
         data, journals: the node's lists.
         probes: by path, as returned by ``probe_device``.
+        only: the data devices that get one now; none: all.
 
     Returns:
         ``(places, new)``: by data device the path of its journal, or ``(journal device, number)`` of a
@@ -661,8 +722,11 @@ def assign_slots(data, journals, probes, fsid, journal_size=0, minimum=0):
     places, new = {}, {}
     for path in dict.fromkeys(journals):
         probe = probes[path]
-        owners = [one for one, its in zip(data, journals, strict=False) if its == path]
-        if not is_shared(probe, fsid, len(owners), journal_size) or probe.get("label"):
+        sharing = [one for one, its in zip(data, journals, strict=False) if its == path]
+        owners = [one for one in sharing if not only or one in only]
+        if not owners:
+            continue
+        if not is_shared(probe, fsid, len(sharing), journal_size) or probe.get("label"):
             places.update(dict.fromkeys(owners, probe["real"]))
             continue
         slots = our_slots(probe, fsid) or []
@@ -674,9 +738,12 @@ def assign_slots(data, journals, probes, fsid, journal_size=0, minimum=0):
                 places[one] = held[uuid]
             else:
                 lacking.append(one)
-        free, made, problem = plan_slots(probe["size"], slots, len(lacking), journal_size, minimum)
+        wanted = journals_wanted(len(sharing), len(lacking), slots) if lacking else 0
+        free, made, problem = plan_slots(probe["size"], slots, wanted, journal_size, minimum)
         if problem:
             raise CephFailure(f"{path}: {problem}")
+        free = free[: len(lacking)]
+        made = made[: len(lacking) - len(free)]
         taken = {slot["number"] for slot in slots}
         numbers = [number for number in range(1, 129) if number not in taken][: len(made)]
         new[path] = dict(zip(numbers, made, strict=True))
@@ -686,11 +753,14 @@ def assign_slots(data, journals, probes, fsid, journal_size=0, minimum=0):
     return places, new
 
 
-def prepare_devices(data, journals, fsid, journal_size=0, minimum=0, probe=probe_device, run=None):
+def prepare_devices(data, journals, fsid, journal_size=0, minimum=0, probe=probe_device, run=None, only=()):
     """Give the devices their links, and shared journal devices their partitions.
 
     What an OSD already uses is left as it is. A device that may not be used is not touched either: whoever
     creates the OSD refuses it.
+
+    Args:
+        only: the data devices that become OSDs now; none: all.
 
     Returns:
         What was made, [{kind, action, name}].
@@ -700,15 +770,19 @@ def prepare_devices(data, journals, fsid, journal_size=0, minimum=0, probe=probe
     """
     run = run or quiet
     probes = {path: probe(path) for path in dict.fromkeys([*data, *journals])}
-    problems = [f"{path}: {found['error']}" for path, found in probes.items() if found.get("error")]
-    for item in check_devices(data, journals, fsid, probes.get, journal_size, minimum):
+    made = list(only or data)
+    used = {*made, *(its for one, its in zip(data, journals, strict=False) if one in made)}
+    problems = [
+        f"{path}: {found['error']}" for path, found in probes.items() if path in used and found.get("error")
+    ]
+    for item in check_devices(data, journals, fsid, probes.get, journal_size, minimum, only=only):
         label = probes[item["path"]].get("label")
         unusable = item["role"] == "journal" and item["state"] == "refused" and not label
-        if unusable or item.get("same_as"):
+        if item["path"] in used and (unusable or item.get("same_as")):
             problems.append(f"{item['path']}: {item['reason']}")
     if problems:
         raise CephFailure(f"{'; '.join(problems)}. Nothing was changed")
-    places, new = assign_slots(data, journals, probes, fsid, journal_size, minimum)
+    places, new = assign_slots(data, journals, probes, fsid, journal_size, minimum, only)
     done = []
     for path, parts in new.items():
         real = probes[path]["real"]
@@ -720,6 +794,8 @@ def prepare_devices(data, journals, fsid, journal_size=0, minimum=0, probe=probe
         ]
     os.makedirs(LINKS, mode=0o755, exist_ok=True)
     for number, path in enumerate(data, start=1):
+        if path not in made:
+            continue
         targets = {"data": probes[path]["real"]}
         if path in places:
             place = places[path]
@@ -917,8 +993,9 @@ def missing_osds(desired, state, checks=None):
 
     A device's kernel name may differ from when its OSD was made (/dev/sdb, /dev/sdc swapped at boot), so a
     node that has as many OSDs as it should lacks none; where devices were checked, the OSD's id on the device
-    tells which one it is.
+    tells which one it is. OSDs of ``before`` do not count: the wanted ones are made beside them.
     """
+    before = set(desired.get("before") or ())
     known = {osd["uuid"] for osd in state["osds"]}
     running = {
         (host, item["path"])
@@ -930,7 +1007,7 @@ def missing_osds(desired, state, checks=None):
     for osd in desired["osds"]:
         wanted.setdefault(osd["host"], []).append(osd)
     for host, osds in wanted.items():
-        there = [osd for osd in state["osds"] if osd["host"] == host]
+        there = [osd for osd in state["osds"] if osd["host"] == host and osd["uuid"] not in before]
         used = {osd["device"] for osd in there}
         lacking = [osd for osd in osds if osd["data"] not in used and (host, osd["data"]) not in running]
         missing += lacking[: max(0, len(osds) - len(there))]
@@ -2179,6 +2256,8 @@ def main():
             "journals": {"type": "list", "elements": "str", "default": []},
             "journal_size": {"type": "int", "default": 0},
             "journal_minimum": {"type": "int", "default": 0},
+            "only": {"type": "list", "elements": "str", "default": []},
+            "leaving": {"type": "list", "elements": "str", "default": []},
             "osds": {"type": "list", "elements": "str", "default": []},
             "steps": {"type": "list", "elements": "dict", "default": []},
             "node": {"type": "str", "default": ""},
@@ -2193,7 +2272,8 @@ def main():
         if options["mode"] == "devices":
             checked = check_devices(
                 options["data"], options["journals"], options["fsid"], probe_device,
-                options["journal_size"], options["journal_minimum"], options["osds"],
+                options["journal_size"], options["journal_minimum"], options["osds"], options["only"],
+                options["leaving"],
             )  # fmt: skip
             if options["image"] and not module.check_mode:
                 pull_in_background(options["image"])
@@ -2203,7 +2283,7 @@ def main():
                 module.exit_json(changed=False, done=[])
             done = prepare_devices(
                 options["data"], options["journals"], options["fsid"],
-                options["journal_size"], options["journal_minimum"],
+                options["journal_size"], options["journal_minimum"], only=options["only"],
             )  # fmt: skip
             module.exit_json(changed=bool(done), done=done)
         elif options["mode"] == "wipe":

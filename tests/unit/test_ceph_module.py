@@ -397,6 +397,45 @@ def test_each_osd_gets_a_journal_of_its_own() -> None:
     assert new["/dev/x"] == {2: (GIB + MIB, GIB - MIB)}
 
 
+def test_one_osd_gets_no_more_than_its_part_of_a_journal_device() -> None:
+    probes = {"/dev/a": EMPTY, "/dev/b": {"error": "there is no such device"}, "/dev/x": journal(4 * GIB)}
+    both = ["/dev/a", "/dev/b"]
+    places, new = ceph.assign_slots(both, ["/dev/x"] * 2, probes, FSID, 0, 512 * MIB, ["/dev/a"])
+    assert places == {"/dev/a": ("/dev/x", 1)}
+    assert new == {"/dev/x": {1: 2047 * MIB}}
+    # the other one comes later, to what is left
+    probes["/dev/x"] = journal(4 * GIB, slot(1, MIB, 2047 * MIB, "u1"))
+    probes["/dev/a"] = {**EMPTY, "label": {**NOBODY, "osd_uuid": "u1", "ceph_fsid": FSID}}
+    probes["/dev/b"] = EMPTY
+    _places, new = ceph.assign_slots(both, ["/dev/x"] * 2, probes, FSID, 0, 512 * MIB, ["/dev/b"])
+    assert new == {"/dev/x": {2: 2047 * MIB}}
+
+
+def test_a_journal_device_needs_room_for_those_that_are_made() -> None:
+    full = journal(3 * GIB, slot(1, MIB, GIB, "gone"), slot(2, GIB + MIB, 2 * GIB - 2 * MIB, "dead"))
+    probes = {"/dev/a": EMPTY, "/dev/b": EMPTY, "/dev/x": full}
+    arguments: Any = (["/dev/a", "/dev/b"], ["/dev/x"] * 2, FSID, probes.get, 0, 512 * MIB, ["gone", "dead"])
+
+    def state(**more: Any) -> str:
+        return next(
+            str(item["state"]) for item in ceph.check_devices(*arguments, **more) if item["role"] == "journal"
+        )
+
+    assert state() == state(only=["/dev/a"]) == state(leaving=["gone"]) == "refused"
+    assert state(only=["/dev/a"], leaving=["gone"]) == "ours"
+
+
+def test_a_device_that_is_not_made_need_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    links: list[str] = []
+    monkeypatch.setattr(ceph, "link", lambda path, _target: links.append(path))
+    monkeypatch.setattr(ceph.os, "makedirs", lambda *_a, **_m: None)
+    probes = {"/dev/a": {"error": "there is no such device"}, "/dev/b": {**EMPTY, "real": "/dev/sdb"}}
+    with pytest.raises(ceph.CephFailure, match="no such device"):
+        ceph.prepare_devices(list(probes), [], FSID, probe=probes.get)
+    assert ceph.prepare_devices(list(probes), [], FSID, probe=probes.get, only=["/dev/b"]) == []
+    assert links == ["/dev/cloudctl/data-2"]
+
+
 def test_only_devices_of_the_named_osds_are_erased() -> None:
     probes = {
         "/dev/a": {**EMPTY, "real": "/dev/a", "label": {**NOBODY, "osd_uuid": "u1", "ceph_fsid": FSID}},
@@ -698,6 +737,18 @@ def test_the_right_one_of_two_devices_is_missing_after_kernel_names_changed() ->
     assert ceph.missing_osds({"osds": wanted}, state, checks) == [wanted[1]]
 
 
+def test_osds_are_made_beside_those_that_were_there() -> None:
+    """Whatever else is on the node, and whatever its devices were called."""
+    wanted = {"host": "osd01", "data": "/dev/sdc", "journal": None}
+    state = ceph.parse_state(answers(), clients())
+    checks = {"osd01": [check("/dev/sdc", "empty")]}
+    asked = {"osds": [wanted], "before": ["u0", "u1"]}
+    assert ceph.missing_osds({"osds": [wanted]}, state, checks) == []
+    assert ceph.missing_osds(asked, state, checks) == [wanted]
+    state["osds"].append({"id": 2, "uuid": "new", "host": "osd01", "device": "/dev/sdd"})
+    assert ceph.missing_osds(asked, state, checks) == []
+
+
 def test_a_specification_left_by_a_killed_run_is_taken_back() -> None:
     found = answers()
     found["services"][3]["spec"]["data_devices"] = {"paths": ["/dev/sdc"]}
@@ -983,7 +1034,7 @@ def test_option_documentation_matches_the_arguments() -> None:
     yaml.safe_load(ceph.RETURN)
     assert set(documented) == {
         "mode", "desired", "secrets", "devices", "fsid", "data", "journals", "image", "timeout",
-        "journal_size", "journal_minimum", "osds", "steps", "node", "settle",
+        "journal_size", "journal_minimum", "osds", "steps", "node", "settle", "only", "leaving",
     }  # fmt: skip
 
 

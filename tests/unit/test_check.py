@@ -271,6 +271,9 @@ def test_devices() -> None:
     ]
     (finding,) = judge.judge_devices("osd01", devices)
     assert "/dev/sda" in finding.message and "mounted" in finding.message
+    shared = {"path": "/dev/sdj", "state": "refused", "reason": "it is too small", "role": "journal"}
+    (finding,) = judge.judge_devices("osd01", [shared])
+    assert "wipe" not in finding.hint
 
 
 def test_images() -> None:

@@ -267,8 +267,10 @@ def judge_devices(node: str, devices: Sequence[Facts]) -> Iterator[Finding]:
                 "osd-device-refused", f"{device['path']} cannot be used for an OSD: {device['reason']}", node,
                 "name each device once in the inventory (ls -l /dev/disk/by-id, on the node)"
                 if device.get("same_as")
-                else "name an empty device in the inventory; if its data may go, wipe it yourself (wipefs, "
-                "or ceph-volume lvm zap): cloudctl never does",
+                else "name another journal device: this one may hold journals of OSDs that run"
+                if device.get("role") == "journal"
+                else "name an empty device in the inventory; if its data may go, wipe it yourself "
+                "(wipefs, or ceph-volume lvm zap): cloudctl never does",
             )  # fmt: skip
 
 

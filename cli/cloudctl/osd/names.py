@@ -73,6 +73,22 @@ def line_of(osd: Osd, cluster: Cluster, node: Node | None, items: Sequence[Mappi
     return left[0] if len(left) == 1 and len(unknown) == 1 else ""
 
 
+def with_line(fact: Mapping[str, Any], device: str | None, node: Node) -> dict[str, Any]:
+    """Return what is known of an OSD with the device in the inventory that is to be its from now on.
+
+    Raises:
+        CheckFailed: the inventory does not name that device.
+    """
+    journals = {osd["data"]: osd["journal"] for osd in osds_of(node)}
+    if device not in journals:
+        raise CheckFailed(
+            "osd-line-unknown",
+            f"which device of {node.name} in the inventory was osd.{fact['id']} can't be told",
+            where=FILE, hint="write the new device into devices in its place, then name it",
+        )  # fmt: skip
+    return {**fact, "path": device, "journal": journals[device] or ""}
+
+
 def variables(node: Node, osds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a node's variables that say these OSDs: ``devices``, ``journal_devices``, ``device_classes``.
 

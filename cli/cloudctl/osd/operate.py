@@ -21,7 +21,7 @@ from cloudctl.site.document import Problems
 from cloudctl.site.edit_inventory import set_variables
 from cloudctl.site.inventory import read_inventory
 from cloudctl.site.load import INVENTORY, load_site
-from cloudctl.site.model import Site
+from cloudctl.site.model import Node, Site
 
 STABLE = ("/dev/disk/by-id/", "/dev/disk/by-path/", "/dev/disk/by-partuuid/")
 """Where devices have names that no reboot gives to another one."""
@@ -153,11 +153,10 @@ def plan_add(
         )  # fmt: skip
     known = {osd.uuid: osd for osd in cluster.osds.values()}
     report(f"looking at the devices of {name}")
-    checks = remote.look(site, {name: osds}, known=known)
     wanted = list(devices) or [osd["data"] for osd in osds]
+    checks = remote.look(site, {name: osds}, known=known, only=wanted)
     names.refuse_foreign(name, checks, cluster, new)
-    relevant = {*wanted, *(osd["journal"] for osd in osds if osd["data"] in wanted)}
-    remote.refuse_devices({name: [item for item in checks[name] if item["path"] in relevant]})
+    remote.refuse_devices(remote.concerned(checks, {name: osds}, wanted))
     running = {item["path"] for item in checks[name] if item["role"] == "data" and item["osd_uuid"] in known}
     todo = [osd for osd in osds if osd["data"] in wanted and osd["data"] not in running]
     journal = Journal(site.path, "osd-add")
@@ -183,7 +182,8 @@ def plan_add(
     def make(_journal: Journal) -> str:
         before = set(read(site).osds)
         fresh = load_site(site.path)
-        made = remote.create(fresh, {name: osds_of(fresh.nodes[name])}, report=report)
+        paths = [osd["data"] for osd in todo]
+        made = remote.create(fresh, {name: osds_of(fresh.nodes[name])}, paths, report=report)
         plan.done.extend({"node": name, **change} for change in made)
         after = read(site)
         return ", ".join(f"osd.{number}" for number in sorted(set(after.osds) - before)) or "they run already"
@@ -446,24 +446,22 @@ def plan_replace(
             raise CheckFailed(
                 "osd-node-absent", f"osd.{number} is on no node of the inventory", where=osd.host
             )
-    host, old = str(fact["host"]), str(fact["path"])
+    host = str(fact["host"])
     node = names.storage_node(site, host)
+    begun = _state(journal, "forget") is not None
+    if not begun and fact["path"] not in [entry["data"] for entry in osds_of(node)]:
+        fact = names.with_line(fact, device, node)
+    old = str(fact["path"])
     new = device or old
-    if not old and device not in [entry["data"] for entry in osds_of(node)]:
-        raise CheckFailed(
-            "osd-line-unknown", f"which device of {host} in the inventory was osd.{number} can't be told",
-            where=names.FILE, hint="write the new device into devices in its place, then name it",
-        )  # fmt: skip
     here = cluster.osds.get(number)
     running = here is not None and here.up and here.uuid == fact["uuid"]
-    begun = _state(journal, "forget") is not None
     if not begun:
         _refuse_replace(cluster, number, running, degraded)
-        _refuse_new(site, cluster, node.name, new, fact, report)
+        _refuse_new(site, cluster, node, new, fact, report)
     if old:
         edited(site, host, names.exchanged(node, old, new))
     empty_first = running and not degraded and not begun
-    plan.lines = [f"osd.{number} of {host}: {new} takes the place of {old or 'its device'}"]
+    plan.lines = [f"osd.{number} of {host}: {new} takes the place of {old}"]
     if fact["journal"]:
         plan.lines.append(f"its journal on {fact['journal']} is used again")
     if empty_first:
@@ -500,13 +498,13 @@ def plan_replace(
         return ", ".join(erased) or "free already"
 
     def note(_journal: Journal) -> str:
-        if not old or new == old:
+        if new == old:
             return "the name stays"
         plan.done.append({"node": host, "kind": "inventory", "name": host, "action": "update"})
         return write_lines(site, host, names.exchanged(load_site(site.path).nodes[host], old, new))
 
     def make(_journal: Journal) -> str:
-        _make_same(site, number, fact, journal, report)
+        _make_same(site, number, new, fact, journal, report)
         plan.done.append({"node": host, "kind": "osd", "name": f"osd.{number}", "action": "create"})
         return f"osd.{number} runs on {new}"
 
@@ -563,32 +561,35 @@ def _refuse_replace(cluster: Cluster, number: int, running: bool, degraded: bool
 
 
 def _refuse_new(
-    site: Site, cluster: Cluster, host: str, new: str, fact: Mapping[str, Any], report: Report
+    site: Site, cluster: Cluster, node: Node, new: str, fact: Mapping[str, Any], report: Report
 ) -> None:
-    """Refuse a new device that is not empty, or not there.
+    """Refuse a new device that is not empty, or not there, or whose journal has no room.
 
     Raises:
-        CheckFailed, UsageError: it may not be used.
+        CheckFailed, MultiError, UsageError: it may not be used.
     """
-    own = osds_of(site.nodes[host])
-    if new != fact["path"] and new in [entry["data"] for entry in own] and fact["path"]:
+    host, own = node.name, osds_of(node)
+    if new != fact["path"] and new in [entry["data"] for entry in own]:
         raise UsageError("osd-device-twice", f"{new} is another OSD's device", where=names.FILE)
     if new in [entry["journal"] for entry in own]:
         raise UsageError("osd-device-twice", f"{new} is a journal device of {host}", where=names.FILE)
     known = {osd.uuid: osd for osd in cluster.osds.values()}
     report(f"looking at {new} of {host}")
-    item = {"host": host, "data": new, "journal": None, "slot": 1, "device_class": ""}
-    (found,) = remote.look(site, {host: [item]}, known=known)[host]
+    osds = {host: names.exchanged(node, str(fact["path"]), new)}
+    checks = remote.look(site, osds, known=known, only=[new], leaving=[fact["uuid"]])
+    (found,) = (item for item in checks[host] if item["path"] == new)
     if found["osd_uuid"] and found["osd_uuid"] == fact["uuid"]:
         raise CheckFailed(
             "osd-device-same", f"{new} still holds osd.{fact['id']}", where=host,
             hint="put the new disk in its place, or name the new one: cloudctl osd replace ID DEVICE",
         )  # fmt: skip
     names.refuse_foreign(host, {host: [found]}, cluster, [new])
-    remote.refuse_devices({host: [found]})
+    remote.refuse_devices(remote.concerned(checks, osds, [new]))
 
 
-def _make_same(site: Site, number: int, fact: Mapping[str, Any], journal: Journal, report: Report) -> None:
+def _make_same(
+    site: Site, number: int, device: str, fact: Mapping[str, Any], journal: Journal, report: Report
+) -> None:
     """Make an OSD that gets a certain id: the lowest free one, so all lower ones are taken meanwhile.
 
     The orchestrator can't ask for an id on raw devices.
@@ -604,7 +605,7 @@ def _make_same(site: Site, number: int, fact: Mapping[str, Any], journal: Journa
             journal.keep(placeholders=[*journal.facts.get("placeholders", []), *ids])
             if ids:
                 ask(site, [mon("osd new", uuid=one) for one in ids], "keeping lower ids", changing=True)
-        remote.create(fresh, {host: osds_of(fresh.nodes[host])}, report=report)
+        remote.create(fresh, {host: osds_of(fresh.nodes[host])}, [device], report=report)
     held = set(journal.facts.get("placeholders") or ())
     cluster = read(site)
     fill = [osd.id for osd in cluster.osds.values() if osd.uuid in held and not osd.up]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,8 @@ def look(
     *,
     known: Iterable[str] = (),
     mode: str = "devices",
+    only: Collection[str] = (),
+    leaving: Collection[str] = (),
 ) -> Checks:
     """Return what is on nodes' devices (or prepare them), by node.
 
@@ -123,6 +125,8 @@ def look(
         wanted: by node, its OSDs as in ``cloudctl.ceph.desired.osds_of``.
         known: uuids of this cluster's OSDs.
         mode: devices or prepare.
+        only: data devices that become OSDs now; journal devices need room for theirs alone. None: all.
+        leaving: uuids of OSDs whose journals will be free.
 
     Raises:
         CloudctlError, MultiError: a node does not answer, or a device can't be prepared.
@@ -134,24 +138,41 @@ def look(
     calls = {}
     for node, osds in wanted.items():
         desired = {"osds": osds, "fsid": site.secrets["ceph_fsid"], "journal": journal}
-        calls[node] = {**device_arguments(desired, node, mode), "osds": sorted(known)}
+        calls[node] = {
+            **device_arguments(desired, node, mode),
+            "osds": sorted(known), "only": sorted(only), "leaving": sorted(leaving),
+        }  # fmt: skip
     answers = call(site.path, MODULE, calls, changing=mode == "prepare").all_or_raise()
     return {node: answer.get("devices") or answer.get("done") or [] for node, answer in answers.items()}
+
+
+def concerned(
+    checks: Checks, osds: Mapping[str, Sequence[Mapping[str, Any]]], only: Collection[str]
+) -> Checks:
+    """Return what was found on some data devices and on their journal devices. Pure."""
+    paths = {
+        node: {path for osd in own if osd["data"] in only for path in (osd["data"], osd["journal"])}
+        for node, own in osds.items()
+    }
+    return {node: [item for item in items if item["path"] in paths[node]] for node, items in checks.items()}
 
 
 def create(
     site: Site,
     osds: Mapping[str, Sequence[Mapping[str, Any]]],
+    only: Collection[str],
     *,
     report: Report = lambda line: None,
     timeout: int = 600,
 ) -> list[dict[str, Any]]:
-    """Make the OSDs of nodes that are missing, on devices that are checked, on all those nodes at once.
+    """Make OSDs of some devices, which are checked, on all their nodes at once.
 
-    Data is not waited for; see ``cloudctl.osd.wait``.
+    Data is not waited for; see ``cloudctl.osd.wait``. The nodes' other devices are left alone, whatever is on
+    them, and need not be there.
 
     Args:
-        osds: by node all its OSDs, as in ``cloudctl.ceph.desired.osds_of``; those that run are left alone.
+        osds: by node all its OSDs, as in ``cloudctl.ceph.desired.osds_of``.
+        only: the data devices that become OSDs.
         timeout: seconds without a new OSD.
 
     Returns:
@@ -161,19 +182,24 @@ def create(
         CheckFailed, MultiError: a device may not be used; nothing was changed.
         ApplyFailed: an OSD was not made.
     """
+    todo = [dict(osd) for own in osds.values() for osd in own if osd["data"] in only]
+    if not todo:
+        return []
     desired = desired_of(site)
-    checks = look(site, osds)
+    before = read(site).osds.values()
+    checks = concerned(look(site, osds, only=only), osds, only)
     refuse_devices(checks)
     names = set(osds)
     report(f"preparing devices of {', '.join(sorted(names))}")
-    look(site, osds, mode="prepare")
+    look(site, osds, mode="prepare", only=only)
     leader = reach(site)
     mons = sorted(desired["mons"], key=lambda item: bool(item["name"] != leader))
     part = {
         **desired,
         "mons": mons,
         "hosts": [host for host in desired["hosts"] if host["name"] in names],
-        "osds": [dict(osd) for own in osds.values() for osd in own],
+        "osds": todo,
+        "before": [osd.uuid for osd in before],
         # What a deploy brings about is not this command's business.
         "config": {}, "clients": [], "pools": [],
     }  # fmt: skip
@@ -206,6 +232,8 @@ def refuse_devices(checks: Checks) -> None:
         CheckFailed(
             "osd-device-refused", f"{item['path']} cannot be used for an OSD: {item['reason']}", where=node,
             hint="name each device once (ls -l /dev/disk/by-id, on the node)" if item.get("same_as")
+            else "name another journal device: this one may hold journals of OSDs that run"
+            if item.get("role") == "journal"
             else "name an empty device; if its data may go, wipe it yourself (wipefs --all)",
         )
         for node, items in checks.items()

@@ -1,0 +1,311 @@
+"""``osd add``, ``replace`` and ``remove`` as a whole, played on a storage node's disks without a node."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from site_support import lab_site
+from test_ceph_module import ceph
+from test_osd import cluster, osd
+
+from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError
+from cloudctl.operations.call import Answers
+from cloudctl.operations.steps import execute
+from cloudctl.osd import act, operate, remote, throttle, wait
+from cloudctl.osd.cluster import Cluster, Osd
+from cloudctl.osd.operate import Plan, plan_add, plan_replace
+from cloudctl.site.edit_inventory import set_variables
+from cloudctl.site.load import load_site
+from cloudctl.site.model import Site
+
+HOSTS = "inventory/hosts.yml"
+MIB, GIB = 1 << 20, 1 << 30
+A, B, C, J, NEW, OTHER = (f"/dev/disk/by-id/{name}" for name in ("a", "b", "c", "j", "new", "other"))
+
+
+class Killed(Exception):
+    """The run ends here."""
+
+
+class World:
+    """A storage node's disks and the cluster's OSDs, changed by the module's own decisions.
+
+    Attributes:
+        disks: by path, what the module would read of them.
+        asked: commands that changed the cluster.
+        killed: a mode of the module in whose call the run ends, and whether after its work.
+    """
+
+    def __init__(self, path: Path, disks: dict[str, dict[str, Any]], *osds: Osd) -> None:
+        self.path, self.disks = path, disks
+        others = (osd(n, f"osd0{2 + n % 2}") for n in range(10, 14))
+        self.state: Cluster = cluster(*osds, *others)
+        self.asked: list[str] = []
+        self.killed: tuple[str, bool] | None = None
+        self.fsid = str(load_site(path).secrets["ceph_fsid"])
+        self.made = 0
+        self.started = True
+
+    @property
+    def site(self) -> Site:
+        return load_site(self.path)
+
+    def says(self, name: str) -> Any:
+        """Return what the inventory says of the node."""
+        return self.site.nodes["osd01"].vars.get(name)
+
+    def label(self, path: str, uuid: str, journal: str = "") -> None:
+        """Let an OSD be on a device, as the cluster's."""
+        self.disks[path]["label"] = {"osd_uuid": uuid, "ceph_fsid": self.fsid, "description": "main"}
+        for slot in self.disks[journal]["partitions"] if journal else ():
+            if slot["label"] is None or slot["label"]["osd_uuid"] == uuid:
+                slot["label"] = {"osd_uuid": uuid, "ceph_fsid": "", "description": "bluefs db"}
+                return
+
+    def probe(self, path: str) -> dict[str, Any]:
+        return self.disks.get(path) or {**disk(path), "error": "there is no such device"}
+
+    def call(self, _site: Path, _module: str, calls: Any, *, changing: bool = False) -> Answers:
+        found = Answers()
+        for node, arguments in calls.items():
+            mode = arguments["mode"]
+            if self.killed == (mode, False):
+                raise Killed
+            try:
+                found.ok[node] = getattr(self, mode)(**arguments)
+            except ceph.CephFailure as error:
+                found.failed[node] = ApplyFailed("ceph-failed", str(error), where=node)
+            if self.killed == (mode, True):
+                raise Killed
+        return found
+
+    def devices(self, **a: Any) -> dict[str, Any]:
+        checked = ceph.check_devices(
+            a["data"], a["journals"], a["fsid"], self.probe, a["journal_size"], a["journal_minimum"],
+            a["osds"], a["only"], a["leaving"],
+        )  # fmt: skip
+        return {"devices": checked}
+
+    def prepare(self, **a: Any) -> dict[str, Any]:
+        done = ceph.prepare_devices(
+            a["data"], a["journals"], a["fsid"], a["journal_size"], a["journal_minimum"], self.probe,
+            only=a["only"],
+        )  # fmt: skip
+        return {"done": done}
+
+    def apply(self, **a: Any) -> dict[str, Any]:
+        desired = a["desired"]
+        found = {
+            "osds": [
+                {"id": o.id, "uuid": o.uuid, "host": o.host, "device": o.device}
+                for o in self.state.osds.values()
+            ]
+        }
+        devices = ceph.adopt_unstarted(a["devices"], [], [o.uuid for o in self.state.osds.values()])
+        missing = ceph.missing_osds(desired, found, devices)
+        specs, refused = ceph.osd_specs(missing, devices)
+        if refused:
+            raise ceph.CephFailure("; ".join(refused))
+        classes = {
+            int(p.rsplit("-", 1)[1]): s["spec"].get("crush_device_class", "hdd")
+            for s in specs
+            for p in s["spec"]["data_devices"]["paths"]
+        }
+        for wanted in missing:
+            self.make(wanted["data"], wanted["journal"] or "", classes[wanted["slot"]])
+        return {"changes": [{"kind": "osd", "name": m["data"], "action": "create"} for m in missing]}
+
+    def make(self, path: str, journal: str = "", device_class: str = "hdd") -> None:
+        """Make an OSD, which gets the lowest free id."""
+        self.made += 1
+        number = next(n for n in range(99) if n not in self.state.osds)
+        uuid = f"made{self.made}"
+        self.label(path, uuid, journal)
+        self.put(osd(number, "osd01", uuid=uuid, device_class=device_class, device=self.disks[path]["real"]))
+
+    def wipe(self, **a: Any) -> dict[str, Any]:
+        paths = ceph.find_remains(a["data"], a["journals"], a["fsid"], a["osds"], self.probe)
+        for path in paths:
+            for item in self.disks.values():
+                if item["real"] == path:
+                    item["label"] = None
+                for slot in item["partitions"]:
+                    if slot["path"] == path:
+                        slot["label"] = None
+        return {"done": [{"name": path} for path in paths]}
+
+    def put(self, *osds: Osd) -> None:
+        self.state = replace(self.state, osds={**self.state.osds, **{item.id: item for item in osds}})
+
+    def drop(self, number: int) -> None:
+        self.state = replace(self.state, osds={n: o for n, o in self.state.osds.items() if n != number})
+
+    def ask(self, _site: Any, steps: Sequence[Any], _what: str, **_more: Any) -> list[dict[str, Any]]:
+        for step in steps:
+            command = step["cmd"]
+            values = [str(v) for k, v in command.items() if k not in ("prefix", "format")]
+            self.asked.append(" ".join([command["prefix"], *values]))
+            self.change(command)
+        return [{"rc": 0, "out": "", "err": ""} for _ in steps]
+
+    def change(self, command: dict[str, Any]) -> None:
+        ids = [int(str(n).removeprefix("osd.")) for n in command.get("ids") or [command.get("id", -1)]]
+        match command["prefix"]:
+            case "osd new":
+                number = next(n for n in range(99) if n not in self.state.osds)
+                self.put(Osd(number, uuid=command["uuid"]))
+            case "osd rm" | "osd purge-new" | "osd purge-actual":
+                for number in ids:
+                    self.drop(number)
+            case "orch daemon rm":
+                for name in command["names"]:
+                    number = int(name.removeprefix("osd."))
+                    self.put(replace(self.state.osds[number], up=False))
+            case "osd crush reweight":
+                number = int(command["name"].removeprefix("osd."))
+                weight = command["weight"]
+                self.put(replace(self.state.osds[number], weight=weight, pgs=8 if weight else 0))
+            case "osd crush set-device-class":
+                for number in ids:
+                    self.put(replace(self.state.osds[number], device_class=command["class"]))
+
+    def run(self, plan: Plan) -> None:
+        """Do what the command does once the operator has said yes."""
+        plan.journal.begin()
+        execute(plan.steps, plan.journal)
+        plan.journal.finish()
+
+
+def disk(real: str, *slots: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "real": real, "size": 8 * GIB, "label": None, "mounts": [], "children": [], "signatures": [],
+        "whole": True, "partitions": list(slots),
+    }  # fmt: skip
+
+
+Make = Callable[..., World]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lab_site(tmp_path_factory.mktemp("osd"))
+
+
+@pytest.fixture
+def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    path = tmp_path / "site"
+    shutil.copytree(template, path)
+
+    def make(*osds: Osd, shared: int = 0, **disks: str | None) -> World:
+        """Return a node with disks a, b, … (the uuid of the OSD on each; None: there is none in its place).
+
+        Args:
+            shared: how many journals share the device j; their owners are the OSDs in their order.
+        """
+        fsid = str(load_site(path).secrets["ceph_fsid"])
+        found: dict[str, dict[str, Any]] = {
+            f"/dev/disk/by-id/{name}": disk(f"/dev/sd-{name}") for name in disks
+        }
+        size = 8 * GIB // max(1, shared) // MIB * MIB - MIB
+        slots = [
+            {
+                "number": n, "name": ceph.slot_name(fsid, n), "path": f"/dev/sd-j{n}", "size": size,
+                "start": MIB + (n - 1) * size,
+                "label": {"osd_uuid": owner.uuid, "ceph_fsid": "", "description": "bluefs db"},
+            }
+            for n, owner in enumerate(osds[:shared], start=1)
+        ]  # fmt: skip
+        found[J] = disk("/dev/sd-j", *slots)
+        played = World(path, found, *osds)
+        for name, uuid in disks.items():
+            if uuid:
+                played.label(f"/dev/disk/by-id/{name}", uuid)
+        in_use = [f"/dev/disk/by-id/{name}" for name in disks if name in "abc"]
+        variables = {"devices": in_use, "journal_devices": [J] * len(in_use) if shared else []}
+        hosts = path / HOSTS
+        hosts.write_text(set_variables(hosts.read_text(), "osd01", variables))
+        for name in [name for name, uuid in disks.items() if uuid is None]:
+            del found[f"/dev/disk/by-id/{name}"]
+        desired = {"mons": [{"name": "ctl01"}], "hosts": [{"name": "osd01"}]}
+        for module in (act, operate, remote, throttle):
+            monkeypatch.setattr(module, "ask", played.ask)
+        for module in (act, operate, remote):
+            monkeypatch.setattr(module, "read", lambda _site: played.state)
+        monkeypatch.setattr(wait, "until", lambda *_a, **_m: played.state)
+        monkeypatch.setattr(wait, "pause", lambda: None)
+        monkeypatch.setattr(throttle, "hold", lambda *_a: None)
+        monkeypatch.setattr(remote, "call", played.call)
+        monkeypatch.setattr(remote, "desired_of", lambda _site: desired)
+        monkeypatch.setattr(remote, "reach", lambda _site: "ctl01")
+        monkeypatch.setattr(ceph, "link", lambda *_a: None)
+        monkeypatch.setattr(ceph.os, "makedirs", lambda *_a, **_m: None)
+        return played
+
+    return make
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def dead(number: int, device: str = "") -> Osd:
+    return osd(number, "osd01", up=False, device=device)
+
+
+def refs(error: CloudctlError) -> list[str]:
+    return [one.ref for one in getattr(error, "errors", [error])]
+
+
+# -- another disk of the node has failed -------------------------------------------------------
+
+
+def test_an_osd_is_replaced_while_another_disk_of_the_node_is_dead(world: Make) -> None:
+    played = world(dead(0, A), dead(3, B), osd(6, "osd01"), a=None, b=None, c="u6", new="")
+    played.run(plan_replace(played.site, 0, NEW, quiet))
+    assert played.state.osds[0].uuid == "made1"
+    assert played.says("devices") == [NEW, B, C]
+    assert played.state.osds[3] == dead(3, B)
+
+
+def test_two_failed_disks_are_replaced_one_by_one_under_their_old_names(world: Make) -> None:
+    """The journals of all are on one device, which has no other room: each gets the place of its own."""
+    played = world(dead(0), dead(3), osd(6, "osd01"), shared=3, a="", b="", c="u6")
+    with pytest.raises(CheckFailed) as caught:
+        plan_replace(played.site, 0, None, quiet)
+    assert caught.value.ref == "osd-line-unknown"
+    for number, device in ((0, A), (3, B)):
+        played.run(plan_replace(played.site, number, device, quiet))
+    assert [played.state.osds[n].uuid for n in (0, 3, 6)] == ["made1", "made2", "u6"]
+    assert [slot["label"]["osd_uuid"] for slot in played.disks[J]["partitions"]] == ["made1", "made2", "u6"]
+    assert played.says("devices") == [A, B, C]
+
+
+def test_what_can_not_be_made_is_refused_before_anything_changes(world: Make) -> None:
+    """The old journal is on another device than the inventory says now, which has no room."""
+    played = world(dead(0, A), osd(6, "osd01"), shared=2, a="", c="u6")
+    first = played.disks[J]["partitions"][0]
+    first["label"] = {**first["label"], "osd_uuid": "another"}
+    with pytest.raises(CheckFailed) as caught:
+        plan_replace(played.site, 0, A, quiet)
+    assert caught.value.ref == "osd-device-refused" and "too small" in caught.value.message
+    assert "wipe" not in str(caught.value.hint)
+    assert played.asked == []
+
+
+def test_a_disk_is_added_while_another_disk_of_the_node_is_dead(world: Make) -> None:
+    played = world(dead(0), osd(6, "osd01"), a=None, c="u6", new="")
+    played.run(plan_add(played.site, "osd01", [NEW], quiet))
+    assert played.disks[NEW]["label"]["osd_uuid"] == "made1"
+    assert played.says("devices") == [A, C, NEW]
+
+
+def test_a_disk_that_waits_for_another_osd_is_left_alone(world: Make) -> None:
+    played = world(dead(0), osd(6, "osd01"), a="", c="u6", new="")
+    played.run(plan_add(played.site, "osd01", [NEW], quiet))
+    assert played.disks[A]["label"] is None
+    assert played.disks[NEW]["label"]["osd_uuid"] == "made1"
