@@ -2068,7 +2068,7 @@ class Applier:
                     items[path].update(state="empty", reason="", osd_uuid="")
                 if slots:  # zapping a partition removes it, and only the node itself can make it again
                     raise CephFailure(
-                        f"the half-made osd.{number} was removed with its journal. Run deploy again"
+                        f"the half-made osd.{number} was removed with its journal. Run the same again"
                     )
 
     def orchestrator_events(self, specs):

@@ -15,12 +15,14 @@ from site_support import lab_site
 from cloudctl.engine.render import render_site
 from cloudctl.errors import VerifyFailed
 from cloudctl.node import journal
-from cloudctl.node.check import judge_leftovers, judge_trial, trials
+from cloudctl.node.check import adopted, judge_leftovers, judge_trial, trials
 from cloudctl.node.inventory import joined
 from cloudctl.node.join import Change, build, change_of
 from cloudctl.node.others import Work, call_of, ceph_of, works
 from cloudctl.node.prove import silent_agents
 from cloudctl.operations.steps import BEGUN, DONE, execute
+from cloudctl.operations.steps import BEGUN, DONE
+from cloudctl.osd.cluster import Cluster, Osd
 from cloudctl.site.edit_inventory import add_host, remove_host
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Node, Settings, Site
@@ -238,6 +240,16 @@ def test_a_disk_of_a_removed_osd_is_refused_on_a_new_machine() -> None:
     (found,) = judge_leftovers("osd02", devices)
     assert (found.ref, found.node, found.warning) == ("osd-device-refused", "osd02", False)
     assert "/dev/sdb" in found.message
+
+
+def test_a_disk_whose_osd_was_half_made_by_an_earlier_run_is_no_foreign_one() -> None:
+    devices = [
+        {"path": f"/dev/{uuid}", "state": "refused", "reason": "unknown", "osd_uuid": uuid}
+        for uuid in ("half", "whole", "foreign", "")
+    ]
+    known = [Osd(0, uuid="half", started=False), Osd(1, uuid="whole")]
+    found = adopted(devices, Cluster({item.id: item for item in known}))
+    assert [item["state"] for item in found] == ["ours", "refused", "refused", "refused"]
 
 
 # -- what a run that broke off leaves ------------------------------------------------------------

@@ -199,6 +199,7 @@ def test_the_cluster_is_read() -> None:
             "osds": [
                 {"osd": 0, "uuid": "u0", "up": 1, "in": 1, "weight": 1.0},
                 {"osd": 4, "uuid": "u4", "up": 0, "in": 0, "weight": 0},
+                {"osd": 5, "uuid": "u5", "up": 0, "in": 0, "weight": 0, "state": ["exists", "new"]},
             ],
             "pools": [{"pool_name": "vms", "size": 3, "min_size": 2, "crush_rule": 1}],
         },
@@ -226,6 +227,7 @@ def test_the_cluster_is_read() -> None:
     found = parse(answers)
     assert found.osds[0] == Osd(0, "osd01", "u0", "", 0.5, 1.0, 100, 60, 50, 7, True, device="/dev/sdc")
     assert (found.osds[4].host, found.osds[4].share, found.osds[4].up) == ("", 0.0, False)
+    assert [found.osds[number].started for number in (0, 4, 5)] == [True, True, False]
     assert found.pools == [Pool("vms", 3, 2, "ssd", "host", 4)]
     assert (found.nearfull, found.misplaced, found.health) == (0.8, 3, {"A": "a"})
     # as `osd erasure-code-profile set … crush-failure-domain=osd` makes a rule

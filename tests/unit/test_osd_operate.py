@@ -48,8 +48,8 @@ class World:
         self.asked: list[str] = []
         self.killed: tuple[str, bool] | None = None
         self.fsid = str(load_site(path).secrets["ceph_fsid"])
+        self.before: list[str] = []
         self.made = 0
-        self.started = True
 
     @property
     def site(self) -> Site:
@@ -100,10 +100,12 @@ class World:
 
     def apply(self, **a: Any) -> dict[str, Any]:
         desired = a["desired"]
+        self.before = desired["before"]
         found = {
             "osds": [
                 {"id": o.id, "uuid": o.uuid, "host": o.host, "device": o.device}
                 for o in self.state.osds.values()
+                if o.started
             ]
         }
         devices = ceph.adopt_unstarted(a["devices"], [], [o.uuid for o in self.state.osds.values()])
@@ -117,8 +119,23 @@ class World:
             for p in s["spec"]["data_devices"]["paths"]
         }
         for wanted in missing:
+            self.discard(wanted["data"])
             self.make(wanted["data"], wanted["journal"] or "", classes[wanted["slot"]])
         return {"changes": [{"kind": "osd", "name": m["data"], "action": "create"} for m in missing]}
+
+    def half_make(self, path: str, number: int) -> None:
+        """Let the power fail while an OSD is being made."""
+        self.put(Osd(number, uuid=f"half{number}", started=False))
+        self.label(path, f"half{number}")
+        self.disks[path]["label"]["ceph_fsid"] = ""
+
+    def discard(self, path: str) -> None:
+        """Give up an OSD that was half made on a device, as the module does after a while."""
+        for item in list(self.state.osds.values()):
+            if self.disks[path]["label"] and self.disks[path]["label"]["osd_uuid"] == item.uuid:
+                assert not item.started
+                self.disks[path]["label"] = None
+                self.drop(item.id)
 
     def make(self, path: str, journal: str = "", device_class: str = "hdd") -> None:
         """Make an OSD, which gets the lowest free id."""
@@ -158,7 +175,7 @@ class World:
         match command["prefix"]:
             case "osd new":
                 number = next(n for n in range(99) if n not in self.state.osds)
-                self.put(Osd(number, uuid=command["uuid"]))
+                self.put(Osd(number, uuid=command["uuid"], started=False))
             case "osd rm" | "osd purge-new" | "osd purge-actual":
                 for number in ids:
                     self.drop(number)
@@ -309,3 +326,53 @@ def test_a_disk_that_waits_for_another_osd_is_left_alone(world: Make) -> None:
     played.run(plan_add(played.site, "osd01", [NEW], quiet))
     assert played.disks[A]["label"] is None
     assert played.disks[NEW]["label"]["osd_uuid"] == "made1"
+
+
+# -- the power failed while an OSD was being made ----------------------------------------------
+
+
+@pytest.mark.parametrize("device", [B, NEW])
+def test_an_osd_that_was_half_made_is_made_anew(world: Make, device: str) -> None:
+    played = world(osd(0, "osd01"), a="u0", b="", new="")
+    played.half_make(device, 1)
+    plan = plan_add(played.site, "osd01", [device], quiet)
+    assert not plan.nothing
+    played.run(plan)
+    assert played.disks[device]["label"]["osd_uuid"] == "made1"
+    assert "half1" not in played.before  # it may start after all, and counts then
+    assert [item.uuid for item in played.state.osds.values() if not item.started] == []
+
+
+def test_a_device_of_an_unknown_osd_is_still_refused(world: Make) -> None:
+    played = world(osd(0, "osd01"), a="u0", b="")
+    played.half_make(B, 1)
+    played.drop(1)
+    with pytest.raises(CheckFailed) as caught:
+        plan_add(played.site, "osd01", [B], quiet)
+    assert caught.value.ref == "osd-device-refused" and "unknown Ceph OSD" in caught.value.message
+
+
+@pytest.mark.parametrize("wiped", [False, True])
+def test_a_replacement_that_was_half_made_gets_its_id(world: Make, wiped: bool) -> None:
+    """A lower id is free; the operator may have wiped the new disk meanwhile, but not its journal."""
+    played = world(dead(3, A), osd(6, "osd01"), shared=2, a=None, c="u6", new="")
+    played.killed = ("apply", False)
+    plan = plan_replace(played.site, 3, NEW, quiet)
+    with pytest.raises(Killed):
+        played.run(plan)
+    played.killed = None
+    assert sorted(played.state.osds)[:3] == [0, 1, 2]
+    played.half_make(NEW, 3)
+    played.disks[J]["partitions"][0]["label"] = {
+        "osd_uuid": "half3",
+        "ceph_fsid": "",
+        "description": "bluefs db",
+    }
+    if wiped:
+        played.disks[NEW]["label"] = None
+    else:
+        played.disks[J]["partitions"][0]["label"] = None
+    played.run(plan_replace(played.site, 3, NEW, quiet))
+    assert played.state.osds[3].uuid == "made1"
+    assert played.disks[J]["partitions"][0]["label"]["osd_uuid"] == "made1"
+    assert sorted(played.state.osds) == [3, 6, 10, 11, 12, 13]

@@ -7,6 +7,7 @@ from typing import Any
 
 from cloudctl.checks.judge import Finding
 from cloudctl.netcheck.pairs import pairs
+from cloudctl.osd.cluster import Cluster
 from cloudctl.site.model import Site
 
 Trial = Mapping[str, Any]
@@ -60,6 +61,21 @@ def judge_leftovers(name: str, devices: Sequence[Mapping[str, Any]]) -> Iterator
                 name,
                 "name an empty device; if its data may go, wipe it yourself (wipefs --all)",
             )
+
+
+def adopted(devices: Sequence[Mapping[str, Any]], cluster: Cluster) -> list[dict[str, Any]]:
+    """Return what is on devices as the cluster's list of OSDs makes it look. Pure.
+
+    A run that ended in the middle of making an OSD leaves a label that names no cluster. The monitors know
+    it: they list its OSD as one that never started, and whoever makes the OSDs makes it anew.
+    """
+    fresh = {osd.uuid for osd in cluster.osds.values() if not osd.started}
+    return [
+        {**item, "state": "ours", "reason": f"OSD {item['osd_uuid']}, never started"}
+        if item["state"] == "refused" and item.get("osd_uuid") in fresh
+        else dict(item)
+        for item in devices
+    ]
 
 
 def judge_trial(name: str, trial: Trial) -> Iterator[Finding]:

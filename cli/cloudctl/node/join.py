@@ -26,12 +26,12 @@ from cloudctl.engine.plan import summary
 from cloudctl.engine.render import Renderer, render_site
 from cloudctl.errors import CloudctlError, MultiError
 from cloudctl.netcheck.collect import facts_of, silent_nodes
-from cloudctl.node.check import judge_leftovers, judge_trial, trials
+from cloudctl.node.check import adopted, judge_leftovers, judge_trial, trials
 from cloudctl.node.inventory import joined, read_text, tidied, write_text
 from cloudctl.node.others import Work, call_of, ceph_of, works
 from cloudctl.operations.call import call
 from cloudctl.operations.steps import Journal, Step
-from cloudctl.osd import throttle
+from cloudctl.osd import read, throttle
 from cloudctl.runner import Event, RunResult, run_playbook
 from cloudctl.runs.lock import state_directory
 from cloudctl.runs.record import write_atomically
@@ -241,6 +241,8 @@ class Joining:
         work = workspace.open_workspace(after.path)
         for name in self.names:
             self.devices[name] = work.observed(name).get("devices", [])
+            if name in self.begun and any(item["state"] == "refused" for item in self.devices[name]):
+                self.devices[name] = adopted(self.devices[name], read(self.change.before))
             findings += judge.judge_devices(name, self.devices[name])
             if name not in self.begun:
                 findings += judge_leftovers(name, self.devices[name])

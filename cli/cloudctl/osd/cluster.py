@@ -19,6 +19,7 @@ class Osd:
         share: 0 to 1; 0 when it is marked out.
         kb, kb_used, kb_data: size, everything that is used, and the objects' part of it (KiB).
         device, journal: as the node named them when the OSD last started; "" where that is not known.
+        started: it ran once; what an interrupted creation leaves never did, and holds nothing.
     """
 
     id: int
@@ -35,6 +36,7 @@ class Osd:
     present: bool = True
     device: str = ""
     journal: str = ""
+    started: bool = True
 
     @property
     def name(self) -> str:
@@ -147,6 +149,7 @@ def parse(answers: Answers) -> Cluster:
             up=bool(entry.get("up")),
             device=known.get("bluestore_bdev_partition_path", ""),
             journal=known.get("bluefs_db_partition_path", ""),
+            started=bool(entry.get("up")) or "new" not in (entry.get("state") or ()),
         )
     status = answers["status"]
     pgmap = status.get("pgmap") or {}

@@ -155,9 +155,11 @@ def plan_add(
     report(f"looking at the devices of {name}")
     wanted = list(devices) or [osd["data"] for osd in osds]
     checks = remote.look(site, {name: osds}, known=known, only=wanted)
-    names.refuse_foreign(name, checks, cluster, new)
+    data = [item for item in checks[name] if item["role"] == "data" and item["osd_uuid"] in known]
+    running = {item["path"] for item in data if known[item["osd_uuid"]].started}
+    half_made = {item["path"] for item in data} - running
+    names.refuse_foreign(name, checks, cluster, [path for path in new if path not in half_made])
     remote.refuse_devices(remote.concerned(checks, {name: osds}, wanted))
-    running = {item["path"] for item in checks[name] if item["role"] == "data" and item["osd_uuid"] in known}
     todo = [osd for osd in osds if osd["data"] in wanted and osd["data"] not in running]
     journal = Journal(site.path, "osd-add")
     plan = Plan(journal)
@@ -596,8 +598,16 @@ def _make_same(
     """
     fresh = load_site(site.path)
     host = str(fact["host"])
+    osds = {host: osds_of(fresh.nodes[host])}
     cluster = read(site)
     mine = cluster.osds.get(number)
+    if mine is not None and not mine.started and _is_lost(site, mine, osds):
+        if fact["journal"]:
+            remote.erase(site, host, [], [fact["journal"]], [mine.uuid])
+        steps = [mon("osd purge-new", id=number, yes_i_really_mean_it=True)]
+        ask(site, steps, f"giving the id {number} back", changing=True)
+        cluster = read(site)
+        mine = cluster.osds.get(number)
     if mine is None or not mine.up:
         if mine is None:
             lower = [n for n in range(number) if n not in cluster.osds]
@@ -605,7 +615,7 @@ def _make_same(
             journal.keep(placeholders=[*journal.facts.get("placeholders", []), *ids])
             if ids:
                 ask(site, [mon("osd new", uuid=one) for one in ids], "keeping lower ids", changing=True)
-        remote.create(fresh, {host: osds_of(fresh.nodes[host])}, [device], report=report)
+        remote.create(fresh, osds, [device], report=report)
     held = set(journal.facts.get("placeholders") or ())
     cluster = read(site)
     fill = [osd.id for osd in cluster.osds.values() if osd.uuid in held and not osd.up]
@@ -617,6 +627,21 @@ def _make_same(
         raise ApplyFailed("osd-other-id", f"the new OSD did not get the id {number}", where=host,
                           hint="see `ceph osd tree`; then run the same again")  # fmt: skip
     _place(site, made, fact)
+
+
+def _is_lost(site: Site, osd: Osd, osds: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
+    """Return whether an OSD that never started is on no device of its node: it only keeps its id from others.
+
+    One that is being made at this moment has its label within seconds.
+    """
+    for _look in range(5):
+        checks = remote.look(site, osds, known=[osd.uuid])
+        if osd.uuid in {
+            item["osd_uuid"] for items in checks.values() for item in items if item["role"] == "data"
+        }:
+            return False
+        wait.pause()
+    return True
 
 
 def _place(site: Site, made: Osd, fact: Mapping[str, Any]) -> None:

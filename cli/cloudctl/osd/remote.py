@@ -186,8 +186,8 @@ def create(
     if not todo:
         return []
     desired = desired_of(site)
-    before = read(site).osds.values()
-    checks = concerned(look(site, osds, only=only), osds, only)
+    present = read(site).osds.values()
+    checks = concerned(look(site, osds, known=[osd.uuid for osd in present], only=only), osds, only)
     refuse_devices(checks)
     names = set(osds)
     report(f"preparing devices of {', '.join(sorted(names))}")
@@ -199,7 +199,7 @@ def create(
         "mons": mons,
         "hosts": [host for host in desired["hosts"] if host["name"] in names],
         "osds": todo,
-        "before": [osd.uuid for osd in before],
+        "before": [osd.uuid for osd in present if osd.started],
         # What a deploy brings about is not this command's business.
         "config": {}, "clients": [], "pools": [],
     }  # fmt: skip
