@@ -17,7 +17,7 @@ from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError
 from cloudctl.operations.call import Answers
 from cloudctl.operations.steps import execute
 from cloudctl.osd import act, operate, remote, throttle, wait
-from cloudctl.osd.cluster import Cluster, Osd
+from cloudctl.osd.cluster import Cluster, Osd, Pool
 from cloudctl.osd.operate import Plan, plan_add, plan_replace
 from cloudctl.site.edit_inventory import set_variables
 from cloudctl.site.load import load_site
@@ -376,3 +376,55 @@ def test_a_replacement_that_was_half_made_gets_its_id(world: Make, wiped: bool) 
     assert played.state.osds[3].uuid == "made1"
     assert played.disks[J]["partitions"][0]["label"]["osd_uuid"] == "made1"
     assert sorted(played.state.osds) == [3, 6, 10, 11, 12, 13]
+
+
+# -- an OSD on the device that was named, or an error ------------------------------------------
+
+
+def test_a_disk_is_added_beside_an_osd_that_the_inventory_does_not_name(world: Make) -> None:
+    played = world(osd(0, "osd01"), osd(9, "osd01"), a="u0", new="")
+    plan = plan_add(played.site, "osd01", [NEW], quiet)
+    played.run(plan)
+    assert played.disks[NEW]["label"]["osd_uuid"] == "made1"
+    assert {"node": "osd01", "kind": "osd", "name": NEW, "action": "create"} in plan.done
+
+
+def test_an_osd_that_does_not_come_is_an_error(world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although another one came to the node meanwhile."""
+    played = world(osd(0, "osd01"), a="u0", new="", other="")
+    monkeypatch.setattr(played, "make", lambda *_a: played.put(osd(7, "osd01")))
+    with pytest.raises(ApplyFailed) as caught:
+        played.run(plan_add(played.site, "osd01", [NEW], quiet))
+    assert (caught.value.ref, caught.value.where) == ("osd-not-made", "osd01")
+    assert NEW in caught.value.message
+
+
+def test_what_came_meanwhile_is_not_made_again(world: Make) -> None:
+    played = world(osd(0, "osd01"), a="u0", new="")
+    plan = plan_add(played.site, "osd01", [NEW], quiet)
+    played.make(NEW)
+    played.killed = ("prepare", False)
+    played.run(plan)
+    assert played.made == 1
+
+
+def test_an_osd_that_runs_gets_the_class(world: Make) -> None:
+    played = world(osd(0, "osd01"), osd(6, "osd01"), a="u0", c="u6")
+    plan = plan_add(played.site, "osd01", [A], quiet, device_class="ssd")
+    assert "osd.0 of osd01: class ssd (now hdd), its data moves" in plan.lines
+    played.run(plan)
+    assert played.asked == ["osd crush rm-device-class ['osd.0']", "osd crush set-device-class ssd ['osd.0']"]
+    assert played.state.osds[0].device_class == "ssd"
+    assert played.says("device_classes") == {A: "ssd"}
+    assert plan_add(played.site, "osd01", [A], quiet, device_class="ssd").nothing
+    played.put(osd(0, "osd01"))  # the inventory says it, the cluster does not
+    assert not plan_add(played.site, "osd01", [A], quiet, device_class="ssd").nothing
+
+
+def test_a_class_that_leaves_a_pool_too_few_nodes_is_refused(world: Make) -> None:
+    played = world(osd(0, "osd01"), a="u0")
+    played.state = replace(played.state, pools=[Pool("vms", 3, 2, "hdd", kb=1)])
+    with pytest.raises(CheckFailed) as caught:
+        plan_add(played.site, "osd01", [A], quiet, device_class="ssd")
+    assert caught.value.ref == "osd-failure-domain"
+    assert played.says("device_classes") is None

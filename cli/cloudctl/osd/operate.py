@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cloudctl.ceph.desired import osds_of
@@ -156,17 +156,25 @@ def plan_add(
     wanted = list(devices) or [osd["data"] for osd in osds]
     checks = remote.look(site, {name: osds}, known=known, only=wanted)
     data = [item for item in checks[name] if item["role"] == "data" and item["osd_uuid"] in known]
-    running = {item["path"] for item in data if known[item["osd_uuid"]].started}
-    half_made = {item["path"] for item in data} - running
+    running = {item["path"]: known[item["osd_uuid"]] for item in data if known[item["osd_uuid"]].started}
+    half_made = {item["path"] for item in data} - set(running)
     names.refuse_foreign(name, checks, cluster, [path for path in new if path not in half_made])
     remote.refuse_devices(remote.concerned(checks, {name: osds}, wanted))
     todo = [osd for osd in osds if osd["data"] in wanted and osd["data"] not in running]
+    others = [
+        running[path]
+        for path in devices
+        if device_class and path in running and running[path].device_class != device_class
+    ]
+    if others:
+        act.refuse(forecast(with_class(cluster, others, str(device_class)), []))
     journal = Journal(site.path, "osd-add")
     plan = Plan(journal)
     unfinished = Journal(site.path, throttle.NAME).open
     _text, changes = edited(site, name, osds)
     plan.nothing = (
         not todo
+        and not others
         and not changes
         and not unfinished
         and not wait.for_data(cluster, wait.others_complaints(cluster)).words
@@ -177,6 +185,10 @@ def plan_add(
         on = f", journal on {osd['journal']}" if osd["journal"] else ""
         kind = f", class {osd['device_class']}" if osd["device_class"] else ""
         plan.lines.append(f"{name}: {osd['data']}{size} becomes an OSD{on}{kind}")
+    plan.lines += [
+        f"{osd.name} of {name}: class {device_class} (now {osd.device_class or 'none'}), its data moves"
+        for osd in others
+    ]
     plan.lines += [f"inventory, {name}: {key}: {shown(value)}" for key, value in changes.items()]
     if plan.nothing:
         return plan
@@ -189,6 +201,15 @@ def plan_add(
         plan.done.extend({"node": name, **change} for change in made)
         after = read(site)
         return ", ".join(f"osd.{number}" for number in sorted(set(after.osds) - before)) or "they run already"
+
+    def classify(_journal: Journal) -> str:
+        now = read(site).osds
+        left = [now[osd.id] for osd in others if osd.id in now and now[osd.id].device_class != device_class]
+        steps = [step for osd in left for step in _class_steps(osd, str(device_class))]
+        if steps:
+            ask(site, steps, "setting device classes", changing=True)
+        plan.done.extend({"node": name, "kind": "osd", "name": osd.name, "action": "update"} for osd in left)
+        return ", ".join(osd.name for osd in left) or "they have it"
 
     def note(_journal: Journal) -> str:
         said = write_lines(site, name, osds)
@@ -203,9 +224,24 @@ def plan_add(
             "create", "make the OSDs", make, nodes=[name], every_time=True,
             commands=[_prepare(osd["data"], osd["journal"]) for osd in todo],
         ),
+        *([Step("class", "set the class of OSDs that run", classify, every_time=True,
+                commands=[f"ceph osd crush set-device-class {device_class} {osd.name}" for osd in others])]
+          if others else []),
         *_last_steps(site, report, cluster),
     ]  # fmt: skip
     return plan
+
+
+def with_class(cluster: Cluster, osds: Collection[Osd], device_class: str) -> Cluster:
+    """Return the cluster as it is when some of its OSDs have another class. Pure."""
+    changed = {osd.id: replace(osd, device_class=device_class) for osd in osds}
+    return replace(cluster, osds={**cluster.osds, **changed})
+
+
+def _class_steps(osd: Osd, device_class: str) -> list[remote.Step]:
+    """Return the commands that give an OSD another class than it has. Pure."""
+    wanted: dict[str, Any] = {"class": device_class, "ids": [osd.name]}
+    return [mon("osd crush rm-device-class", ids=[osd.name]), mon("osd crush set-device-class", **wanted)]
 
 
 def _prepare(device: str, journal: str | None) -> str:
@@ -653,10 +689,7 @@ def _place(site: Site, made: Osd, fact: Mapping[str, Any]) -> None:
     if abs(made.weight - weight) > 0.02 * weight:
         steps.append(mon("osd crush reweight", name=made.name, weight=round(weight, 5)))
     if fact["class"] and made.device_class != fact["class"]:
-        steps += [
-            mon("osd crush rm-device-class", ids=[made.name]),
-            mon("osd crush set-device-class", **{"class": fact["class"], "ids": [made.name]}),
-        ]
+        steps += _class_steps(made, fact["class"])
     if steps:
         ask(site, steps, f"placing {made.name}", changing=True)
 

@@ -11,7 +11,7 @@ from cloudctl.ceph.desired import build, device_arguments, mon_nodes
 from cloudctl.engine.render import Renderer
 from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, MultiError, Unreachable
 from cloudctl.operations.call import call
-from cloudctl.osd.cluster import QUESTIONS, Cluster, parse
+from cloudctl.osd.cluster import QUESTIONS, Cluster, Osd, parse
 from cloudctl.site.model import Site
 
 MODULE = "cloudctl_ceph"
@@ -157,6 +157,28 @@ def concerned(
     return {node: [item for item in items if item["path"] in paths[node]] for node, items in checks.items()}
 
 
+def without_osd(
+    checks: Checks,
+    osds: Mapping[str, Sequence[Mapping[str, Any]]],
+    only: Collection[str],
+    present: Iterable[Osd],
+) -> list[dict[str, Any]]:
+    """Return those of some devices' OSDs that are not on them: none is, or one that never started. Pure."""
+    started = {osd.uuid for osd in present if osd.started}
+    running = {
+        (node, item["path"])
+        for node, items in checks.items()
+        for item in items
+        if item["role"] == "data" and item["osd_uuid"] in started
+    }
+    return [
+        dict(osd)
+        for node, own in osds.items()
+        for osd in own
+        if osd["data"] in only and (node, osd["data"]) not in running
+    ]
+
+
 def create(
     site: Site,
     osds: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -165,7 +187,7 @@ def create(
     report: Report = lambda line: None,
     timeout: int = 600,
 ) -> list[dict[str, Any]]:
-    """Make OSDs of some devices, which are checked, on all their nodes at once.
+    """Make OSDs of some devices, which are checked, on all their nodes at once; those that run stay.
 
     Data is not waited for; see ``cloudctl.osd.wait``. The nodes' other devices are left alone, whatever is on
     them, and need not be there.
@@ -182,12 +204,16 @@ def create(
         CheckFailed, MultiError: a device may not be used; nothing was changed.
         ApplyFailed: an OSD was not made.
     """
-    todo = [dict(osd) for own in osds.values() for osd in own if osd["data"] in only]
-    if not todo:
+    if not only:
         return []
     desired = desired_of(site)
     present = read(site).osds.values()
-    checks = concerned(look(site, osds, known=[osd.uuid for osd in present], only=only), osds, only)
+    checks = look(site, osds, known=[osd.uuid for osd in present], only=only)
+    todo = without_osd(checks, osds, only, present)
+    if not todo:
+        return []
+    only = [osd["data"] for osd in todo]
+    checks = concerned(checks, osds, only)
     refuse_devices(checks)
     names = set(osds)
     report(f"preparing devices of {', '.join(sorted(names))}")
@@ -207,6 +233,16 @@ def create(
     report("making OSDs")
     arguments = {"mode": "apply", "desired": part, "devices": ready, "timeout": timeout, "settle": False}
     answer = call(site.path, MODULE, {leader: arguments}, changing=True).all_or_raise()[leader]
+    # Ceph's word that so many OSDs came is not enough: they are to be on these devices.
+    present = read(site).osds.values()
+    checks = look(site, osds, known=[osd.uuid for osd in present], only=only)
+    lacking = without_osd(checks, osds, only, present)
+    if lacking:
+        raise ApplyFailed(
+            "osd-not-made", f"no OSD was made on {', '.join(osd['data'] for osd in lacking)}",
+            where=lacking[0]["host"],
+            hint="`ceph orch ls osd` and `ceph log last cephadm` tell more; then run the same again",
+        )  # fmt: skip
     changes: list[dict[str, Any]] = answer["changes"]
     return changes
 
