@@ -864,6 +864,8 @@ def ensure_node(sysfs):
 def find_remains(data, journals, fsid, osds, probe=probe_device):
     """Return the paths that hold data of some OSDs, or why one may not be erased. Pure but for ``probe``.
 
+    Journals come first: as long as a device has its label, whose it is can be told.
+
     Args:
         data: devices that were named to be erased: each must be one of those OSDs, or empty.
         journals: journal devices, which are searched for the OSDs' journals.
@@ -885,17 +887,18 @@ def find_remains(data, journals, fsid, osds, probe=probe_device):
             problems.append(f"{path} is not a device of the OSDs that are to go: {why}")
     if problems:
         raise CephFailure(f"{'; '.join(problems)}. Nothing was erased")
+    own = []
     for path in dict.fromkeys(journals):
         probed = probe(path)
         label = probed.get("label")
         if label and label["osd_uuid"] in osds:
-            found.append(probed["real"])
-        found += [
+            own.append(probed["real"])
+        own += [
             part["path"]
             for part in our_slots(probed, fsid) or ()
             if part["label"] and part["label"]["osd_uuid"] in osds
         ]
-    return found
+    return own + found
 
 
 def erase(path, osds):

@@ -444,7 +444,7 @@ def test_only_devices_of_the_named_osds_are_erased() -> None:
         "/dev/x": journal(4 * GIB, slot(1, MIB, GIB, "u1"), slot(2, 2 * GIB, GIB, "u2")),
     }
     find = ceph.find_remains
-    assert find(["/dev/a", "/dev/c"], ["/dev/x", "/dev/x"], FSID, ["u1"], probes.get) == ["/dev/a", "/dev/x1"]
+    assert find(["/dev/a", "/dev/c"], ["/dev/x", "/dev/x"], FSID, ["u1"], probes.get) == ["/dev/x1", "/dev/a"]
     for path, osds in (("/dev/a", ["u2"]), ("/dev/b", ["u1"])):
         with pytest.raises(ceph.CephFailure, match="Nothing was erased"):
             find([path], ["/dev/x"], FSID, osds, probes.get)

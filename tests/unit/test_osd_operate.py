@@ -18,7 +18,7 @@ from cloudctl.operations.call import Answers
 from cloudctl.operations.steps import execute
 from cloudctl.osd import act, operate, remote, throttle, wait
 from cloudctl.osd.cluster import Cluster, Osd, Pool
-from cloudctl.osd.operate import Plan, plan_add, plan_replace
+from cloudctl.osd.operate import Plan, plan_add, plan_remove, plan_replace
 from cloudctl.site.edit_inventory import set_variables
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Site
@@ -147,7 +147,7 @@ class World:
 
     def wipe(self, **a: Any) -> dict[str, Any]:
         paths = ceph.find_remains(a["data"], a["journals"], a["fsid"], a["osds"], self.probe)
-        for path in paths:
+        for path in paths[: 1 if self.killed == ("wipe", True) else None]:
             for item in self.disks.values():
                 if item["real"] == path:
                     item["label"] = None
@@ -428,3 +428,47 @@ def test_a_class_that_leaves_a_pool_too_few_nodes_is_refused(world: Make) -> Non
         plan_add(played.site, "osd01", [A], quiet, device_class="ssd")
     assert caught.value.ref == "osd-failure-domain"
     assert played.says("device_classes") is None
+
+
+# -- killed while a device is erased -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [0, 2])
+def test_a_removal_that_ended_in_the_erasing_is_completed(world: Make, shared: int) -> None:
+    played = world(osd(0, "osd01"), osd(6, "osd01"), shared=shared, a="u0", c="u6")
+    played.killed = ("wipe", True)  # after the first label
+    with pytest.raises(Killed):
+        played.run(plan_remove(played.site, [0], quiet, zap=A))
+    assert 0 not in played.state.osds
+    assert bool(played.disks[A]["label"]) == bool(shared)
+    played.killed = None
+    played.run(plan_remove(played.site, [0], quiet, zap=A))
+    assert played.disks[A]["label"] is None and played.disks[C]["label"]
+    assert [bool(slot["label"]) for slot in played.disks[J]["partitions"]] == [False, True][:shared]
+    assert played.says("devices") == [C]
+
+
+@pytest.mark.parametrize("spoil", [{"signatures": ["ext4"]}, {"error": "there is no such device"}])
+def test_another_device_under_the_name_is_not_taken_for_the_erased_one(
+    world: Make, spoil: dict[str, Any]
+) -> None:
+    played = world(osd(0, "osd01"), osd(6, "osd01"), a="u0", c="u6")
+    played.killed = ("wipe", True)
+    with pytest.raises(Killed):
+        played.run(plan_remove(played.site, [0], quiet, zap=A))
+    played.killed = None
+    played.disks[A].update(spoil)
+    with pytest.raises(CheckFailed) as caught:
+        plan_remove(played.site, [0], quiet, zap=A)
+    assert caught.value.ref == "osd-zap-other"
+
+
+def test_an_empty_device_is_nobodys_before_the_erasing_began(world: Make) -> None:
+    played = world(osd(0, "osd01"), osd(6, "osd01"), a="u0", c="u6", other="")
+    with pytest.raises(CheckFailed) as caught:
+        plan_remove(played.site, [0], quiet, zap=OTHER)
+    assert caught.value.ref == "osd-zap-other"
+    facts = [{"id": 0, "host": "osd01", "uuid": "u0", "zap": True}]
+    with pytest.raises(CheckFailed):
+        operate._owner(played.site, OTHER, facts, quiet)
+    assert operate._owner(played.site, OTHER, facts, quiet, begun=True) == "u0"

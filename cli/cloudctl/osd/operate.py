@@ -312,7 +312,7 @@ def plan_remove(site: Site, ids: Sequence[int], report: Report, *, zap: str | No
         if node is not None:
             edited(site, host, names.without(node, [fact["path"] for fact in facts if fact["host"] == host]))
     if zap and _state(journal, "erase") != "done":
-        owner = _owner(site, zap, facts, report)
+        owner = _owner(site, zap, facts, report, begun=_state(journal, "erase") is not None)
         for fact in facts:
             fact["zap"] = fact["uuid"] == owner
     plan.lines = [
@@ -430,8 +430,14 @@ def _identify(site: Site, cluster: Cluster, osds: Collection[Osd], report: Repor
     return found
 
 
-def _owner(site: Site, zap: str, facts: Sequence[Mapping[str, Any]], report: Report) -> str:
+def _owner(
+    site: Site, zap: str, facts: Sequence[Mapping[str, Any]], report: Report, *, begun: bool = False
+) -> str:
     """Return the uuid of the OSD that is on a device that is to be erased.
+
+    Args:
+        facts: where it was found before, ``zap`` says whose it is.
+        begun: an earlier run may have erased it: an empty device is the one that it found then.
 
     Raises:
         CheckFailed: it is none of those that go.
@@ -444,6 +450,9 @@ def _owner(site: Site, zap: str, facts: Sequence[Mapping[str, Any]], report: Rep
         found = remote.look(site, {host: [item]}, known=uuids)[host][0]
         if found["osd_uuid"] in uuids and uuids[found["osd_uuid"]]["host"] == host:
             return str(found["osd_uuid"])
+        erased = [fact for fact in facts if fact["host"] == host and fact.get("zap")]
+        if begun and erased and found["state"] == "empty":
+            return str(erased[0]["uuid"])
         seen.append(f"{host}: {found['reason'] or 'it is empty'}")
     ids = ", ".join(f"osd.{fact['id']}" for fact in facts)
     raise CheckFailed(
