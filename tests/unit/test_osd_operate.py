@@ -13,9 +13,9 @@ from site_support import lab_site
 from test_ceph_module import ceph
 from test_osd import cluster, osd
 
-from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError
+from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, UsageError
 from cloudctl.operations.call import Answers
-from cloudctl.operations.steps import execute
+from cloudctl.operations.steps import Journal, execute
 from cloudctl.osd import act, operate, remote, throttle, wait
 from cloudctl.osd.cluster import Cluster, Osd, Pool
 from cloudctl.osd.operate import Plan, plan_add, plan_remove, plan_replace
@@ -193,7 +193,7 @@ class World:
 
     def run(self, plan: Plan) -> None:
         """Do what the command does once the operator has said yes."""
-        plan.journal.begin()
+        operate.begin(plan)
         execute(plan.steps, plan.journal)
         plan.journal.finish()
 
@@ -472,3 +472,112 @@ def test_an_empty_device_is_nobodys_before_the_erasing_began(world: Make) -> Non
     with pytest.raises(CheckFailed):
         operate._owner(played.site, OTHER, facts, quiet)
     assert operate._owner(played.site, OTHER, facts, quiet, begun=True) == "u0"
+
+
+# -- another device than the one that was named first ------------------------------------------
+
+
+def broken_off(played: World, mode: str, number: int, device: str) -> None:
+    """Let a replacement end in the first call of the module in some mode, before its work."""
+    played.killed = (mode, False)
+    with pytest.raises(Killed):
+        played.run(plan_replace(played.site, number, device, quiet))
+    played.killed = None
+
+
+@pytest.mark.parametrize("mode", ["wipe", "prepare", "apply"])
+def test_another_device_is_named_while_the_new_osd_does_not_exist(world: Make, mode: str) -> None:
+    played = world(dead(3, A), osd(6, "osd01"), shared=2, a=None, c="u6", new="", other="")
+    broken_off(played, mode, 3, NEW)
+    del played.disks[NEW]
+    with pytest.raises(CheckFailed):  # it is looked at before anything changes
+        plan_replace(played.site, 3, "/dev/disk/by-id/nothing", quiet)
+    played.run(plan_replace(played.site, 3, OTHER, quiet))
+    assert played.says("devices") == [OTHER, C]
+    assert played.state.osds[3].uuid == "made1"
+    assert played.disks[OTHER]["label"]["osd_uuid"] == "made1"
+    assert sorted(played.state.osds) == [3, 6, 10, 11, 12, 13]
+    assert not Journal(played.path, "osd-replace").open
+
+
+def test_the_device_that_was_half_made_is_exchanged_too(world: Make) -> None:
+    played = world(dead(3, A), osd(6, "osd01"), shared=2, a=None, c="u6", new="", other="")
+    broken_off(played, "apply", 3, NEW)
+    played.half_make(NEW, 3)
+    slot = played.disks[J]["partitions"][0]
+    slot["label"] = {"osd_uuid": "half3", "ceph_fsid": "", "description": "bluefs db"}
+    played.run(plan_replace(played.site, 3, OTHER, quiet))
+    assert played.state.osds[3].uuid == slot["label"]["osd_uuid"] == "made1"
+
+
+def test_the_first_name_is_taken_after_all(world: Make) -> None:
+    played = world(dead(3, A), osd(6, "osd01"), a="", c="u6", new="")
+    broken_off(played, "apply", 3, NEW)
+    assert played.says("devices") == [NEW, C]
+    played.run(plan_replace(played.site, 3, A, quiet))
+    assert played.says("devices") == [A, C]
+    assert played.disks[A]["label"]["osd_uuid"] == "made1"
+
+
+@pytest.mark.parametrize("step", ["", "_place", "settle"])
+def test_the_new_disk_dies_before_the_end(world: Make, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Its OSD was made; it is replaced in its turn, and a lower free id stays free."""
+    played = world(dead(3, A), osd(6, "osd01"), shared=2, a=None, c="u6", new="", other="")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        if step:
+            patch.setattr(operate, step, _kill)
+        else:
+            played.killed = ("apply", True)
+        played.run(plan_replace(played.site, 3, NEW, quiet))
+    played.killed = None
+    played.put(replace(played.state.osds[3], up=False))
+    del played.disks[NEW]
+    played.run(plan_replace(played.site, 3, OTHER, quiet))
+    assert played.says("devices") == [OTHER, C]
+    assert played.state.osds[3].uuid == played.disks[J]["partitions"][0]["label"]["osd_uuid"] == "made2"
+    assert sorted(played.state.osds) == [3, 6, 10, 11, 12, 13]
+
+
+def _kill(*_arguments: Any) -> None:
+    raise Killed
+
+
+def test_another_osd_is_replaced_while_one_is_only_waited_for(
+    world: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = world(dead(3, A), osd(6, "osd01"), a=None, c="u6", new="", other="")
+    broken_off(played, "apply", 3, NEW)
+    with pytest.raises(UsageError) as caught:
+        plan_replace(played.site, 6, OTHER, quiet)
+    assert caught.value.ref == "osd-unfinished" and caught.value.hint is not None
+    assert caught.value.hint.endswith(f"cloudctl osd replace 6 {OTHER}")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(operate, "settle", _kill)
+        played.run(plan_replace(played.site, 3, NEW, quiet))
+    played.put(replace(played.state.osds[6], up=False))
+    plan = plan_replace(played.site, 6, OTHER, quiet)
+    assert plan.lines == [f"osd.6 of osd01: {OTHER} takes the place of {C}"]
+    played.run(plan)
+    assert played.says("devices") == [NEW, OTHER]
+    assert [played.state.osds[number].uuid for number in (3, 6)] == ["made1", "made2"]
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_an_osd_that_can_not_be_emptied_is_replaced_without(
+    world: Make, monkeypatch: pytest.MonkeyPatch, up: bool
+) -> None:
+    """Because the operator says so, or because it failed meanwhile."""
+    played = world(osd(0, "osd01"), osd(6, "osd01"), a="u0", c="u6", new="")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(act, "drain", _kill)
+        played.run(plan_replace(played.site, 0, NEW, quiet))
+    played.put(replace(played.state.osds[0], up=up))
+    plan = plan_replace(played.site, 0, NEW, quiet, degraded=up)
+    assert [step.key for step in plan.steps][:2] == ["remember", "forget"]
+    monkeypatch.setattr(act, "drain", _kill)
+    played.killed = ("apply", False)
+    with pytest.raises(Killed):
+        played.run(plan)
+    played.killed = None
+    played.run(plan_replace(played.site, 0, NEW, quiet))
+    assert played.state.osds[0].uuid == "made1"

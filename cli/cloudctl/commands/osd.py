@@ -144,6 +144,8 @@ def _work(
     output: str,
 ) -> None:
     """Look, show, ask, do."""
+    from cloudctl.osd.operate import begin
+
     site = load_site(site_path)
     console = Console(output, masker=Masker.for_secrets(site.secrets))
     if dry_run:
@@ -179,7 +181,7 @@ def _work(
             if outcome.detail:
                 report(f"    {outcome.detail}")
 
-        plan.journal.begin()
+        begin(plan)
         try:
             outcomes = execute(plan.steps, plan.journal, announce=announce, report=done)
         except CloudctlError:
@@ -219,5 +221,5 @@ def _preview(console: Console, plan: Plan) -> None:
         return
     for line in plan.lines:
         console.line(line)
-    for line in describe(plan.steps, plan.journal if plan.journal.open else None):
+    for line in describe(plan.steps, plan.journal if plan.journal.open and plan.anew is None else None):
         console.line(line)

@@ -64,6 +64,17 @@ class Journal:
         self.save()
         return False
 
+    def restart(self, **facts: Any) -> None:
+        """Give up where an earlier run stands, and begin anew with some facts, in one write."""
+        self._data = {
+            "operation": self.name,
+            "started": _now(),
+            "finished": None,
+            "facts": facts,
+            "steps": {},
+        }
+        self.save()
+
     def state(self, key: str) -> str | None:
         """Return begun, done or undone; None for a step that was never begun."""
         entry = self._data.get("steps", {}).get(key)

@@ -12,7 +12,7 @@ from cloudctl.ceph.desired import osds_of
 from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, ConfigError, UsageError
 from cloudctl.node.future import future_site
 from cloudctl.node.inventory import read_text, write_text
-from cloudctl.operations.steps import Journal, Step
+from cloudctl.operations.steps import DONE, Journal, Step
 from cloudctl.osd import act, names, remote, throttle, wait
 from cloudctl.osd.cluster import Cluster, Osd
 from cloudctl.osd.forecast import Forecast, forecast, lost
@@ -38,6 +38,7 @@ class Plan:
         done: what was changed (filled while the steps run).
         nothing: there is nothing to do.
         ahead: how full OSDs become where some are emptied.
+        anew: facts with which the journal begins anew; None: it goes on where an earlier run stopped.
     """
 
     journal: Journal
@@ -46,6 +47,7 @@ class Plan:
     done: list[dict[str, Any]] = field(default_factory=list)
     nothing: bool = False
     ahead: Forecast | None = None
+    anew: dict[str, Any] | None = None
 
 
 def edited(site: Site, node: str, osds: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
@@ -480,12 +482,26 @@ def plan_replace(
         raise UsageError("osd-device-path", f"{device!r} is no path of a device")
     journal = Journal(site.path, "osd-replace")
     request = {"id": number, "device": device}
+    command = f"cloudctl osd replace {number}" + (f" {device}" if device else "")
     plan = Plan(journal)
-    if journal.open and journal.facts.get("request") != request:
-        _begin(journal, request, "")
     report("reading the cluster")
     cluster = act.read_at_rest(site, report)
     fact: dict[str, Any] = journal.facts.get("osd", {}) if journal.open else {}
+    here = cluster.osds.get(number)
+    redirected = journal.open and journal.facts.get("request") not in (None, request)
+    if redirected and _state(journal, "create") == DONE:
+        # What is left of the earlier one is to wait: this one does that, too.
+        plan.anew, fact, redirected = {}, {}, False
+    elif redirected and journal.facts["request"]["id"] != number:
+        _begin(journal, request, command)
+    elif redirected and fact and here and here.started and here.uuid != fact["uuid"]:
+        # The new one was made, and is to go again: place, weight and class are still the first one's.
+        plan.anew, redirected = {"placeholders": journal.facts.get("placeholders", [])}, False
+        fact = {**fact, "uuid": here.uuid}
+
+    def state(key: str) -> str | None:
+        return _state(journal, key) if plan.anew is None else None
+
     if not fact:
         (osd,) = names.pick(cluster, [number])
         (fact,) = _identify(site, cluster, [osd], report)
@@ -495,16 +511,17 @@ def plan_replace(
             )
     host = str(fact["host"])
     node = names.storage_node(site, host)
-    begun = _state(journal, "forget") is not None
-    if not begun and fact["path"] not in [entry["data"] for entry in osds_of(node)]:
+    begun = state("forget") is not None
+    if not _line(fact, node):
         fact = names.with_line(fact, device, node)
-    old = str(fact["path"])
+    old = _line(fact, node)
     new = device or old
-    here = cluster.osds.get(number)
+    fact = {**fact, "named": [*(path for path in fact.get("named", []) if path != new), new]}
     running = here is not None and here.up and here.uuid == fact["uuid"]
     if not begun:
         _refuse_replace(cluster, number, running, degraded)
-        _refuse_new(site, cluster, node, new, fact, report)
+    if not begun or redirected:
+        _refuse_new(site, cluster, node, old, new, fact, report)
     if old:
         edited(site, host, names.exchanged(node, old, new))
     empty_first = running and not degraded and not begun
@@ -517,7 +534,9 @@ def plan_replace(
         plan.lines.append("it is not emptied first: until the new one has its data, that has a copy less")
 
     def remember(_journal: Journal) -> str:
-        _begin(journal, request, f"cloudctl osd replace {number}" + (f" {device}" if device else ""))
+        if redirected:
+            journal.keep(request=request)
+        _begin(journal, request, command)
         journal.keep(osd=fact)
         throttle.hold(site, report)
         return f"osd.{number}, weight {fact['weight']:g}, class {fact['class']}"
@@ -545,10 +564,12 @@ def plan_replace(
         return ", ".join(erased) or "free already"
 
     def note(_journal: Journal) -> str:
-        if new == old:
+        fresh = load_site(site.path).nodes[host]
+        line = _line(fact, fresh)
+        if new == line:
             return "the name stays"
         plan.done.append({"node": host, "kind": "inventory", "name": host, "action": "update"})
-        return write_lines(site, host, names.exchanged(load_site(site.path).nodes[host], old, new))
+        return write_lines(site, host, names.exchanged(fresh, line, new))
 
     def make(_journal: Journal) -> str:
         _make_same(site, number, new, fact, journal, report)
@@ -558,16 +579,25 @@ def plan_replace(
     plan.steps = [
         Step("remember", "write down what there is, let clients come first", remember, every_time=True),
         *([Step("drain", "empty the OSD", empty, commands=[f"ceph osd crush reweight osd.{number} 0"])]
-          if empty_first or _state(journal, "drain") is not None else []),
+          if empty_first or state("drain") == DONE else []),
         Step("forget", "take the old one out, its place stays", forget, nodes=[host],
              commands=[f"ceph osd rm {number}"]),
         Step("journal", "make its journal free", reuse, nodes=[host]),
-        Step("inventory", "name the new device in the inventory", note, nodes=["deploy"]),
+        Step("inventory", "name the new device in the inventory", note, nodes=["deploy"], every_time=True),
         Step("create", "make the OSD with the same id", make, nodes=[host],
              commands=[_prepare(new, fact["journal"])]),
         *_last_steps(site, report, cluster),
     ]  # fmt: skip
     return plan
+
+
+def _line(fact: Mapping[str, Any], node: Node) -> str:
+    """Return the device in the inventory that is an OSD's now; "" where none is. Pure.
+
+    Of the devices that were named one after the other, one or none has got there.
+    """
+    paths = [osd["data"] for osd in osds_of(node)]
+    return next((path for path in [*reversed(fact.get("named", [])), str(fact["path"])] if path in paths), "")
 
 
 def _refuse_replace(cluster: Cluster, number: int, running: bool, degraded: bool) -> None:
@@ -608,22 +638,27 @@ def _refuse_replace(cluster: Cluster, number: int, running: bool, degraded: bool
 
 
 def _refuse_new(
-    site: Site, cluster: Cluster, node: Node, new: str, fact: Mapping[str, Any], report: Report
+    site: Site, cluster: Cluster, node: Node, old: str, new: str, fact: Mapping[str, Any], report: Report
 ) -> None:
     """Refuse a new device that is not empty, or not there, or whose journal has no room.
+
+    Args:
+        old: in whose line of the inventory it is to be.
 
     Raises:
         CheckFailed, MultiError, UsageError: it may not be used.
     """
     host, own = node.name, osds_of(node)
-    if new != fact["path"] and new in [entry["data"] for entry in own]:
+    if new != old and new in [entry["data"] for entry in own]:
         raise UsageError("osd-device-twice", f"{new} is another OSD's device", where=names.FILE)
     if new in [entry["journal"] for entry in own]:
         raise UsageError("osd-device-twice", f"{new} is a journal device of {host}", where=names.FILE)
     known = {osd.uuid: osd for osd in cluster.osds.values()}
     report(f"looking at {new} of {host}")
-    osds = {host: names.exchanged(node, str(fact["path"]), new)}
-    checks = remote.look(site, osds, known=known, only=[new], leaving=[fact["uuid"]])
+    osds = {host: names.exchanged(node, old, new)}
+    here = cluster.osds.get(fact["id"])
+    leaving = [fact["uuid"], *([here.uuid] if here and not here.started else [])]
+    checks = remote.look(site, osds, known=known, only=[new], leaving=leaving)
     (found,) = (item for item in checks[host] if item["path"] == new)
     if found["osd_uuid"] and found["osd_uuid"] == fact["uuid"]:
         raise CheckFailed(
@@ -701,6 +736,14 @@ def _place(site: Site, made: Osd, fact: Mapping[str, Any]) -> None:
         steps += _class_steps(made, fact["class"])
     if steps:
         ask(site, steps, f"placing {made.name}", changing=True)
+
+
+def begin(plan: Plan) -> None:
+    """Begin the operation, or go on with it."""
+    if plan.anew is None:
+        plan.journal.begin()
+    else:
+        plan.journal.restart(**plan.anew)
 
 
 def finish(plan: Plan) -> None:
