@@ -18,7 +18,7 @@ from cloudctl.operations.call import Answers
 from cloudctl.operations.steps import Journal, execute
 from cloudctl.osd import act, operate, remote, throttle, wait
 from cloudctl.osd.cluster import Cluster, Osd, Pool
-from cloudctl.osd.operate import Plan, plan_add, plan_remove, plan_replace
+from cloudctl.osd.operate import Plan, plan_abandon, plan_add, plan_remove, plan_replace, steps_back
 from cloudctl.site.edit_inventory import set_variables
 from cloudctl.site.load import load_site
 from cloudctl.site.model import Site
@@ -187,6 +187,9 @@ class World:
                 number = int(command["name"].removeprefix("osd."))
                 weight = command["weight"]
                 self.put(replace(self.state.osds[number], weight=weight, pgs=8 if weight else 0))
+            case "osd in":
+                for number in ids:
+                    self.put(replace(self.state.osds[number], share=1.0))
             case "osd crush set-device-class":
                 for number in ids:
                     self.put(replace(self.state.osds[number], device_class=command["class"]))
@@ -538,7 +541,7 @@ def test_the_new_disk_dies_before_the_end(world: Make, monkeypatch: pytest.Monke
     assert sorted(played.state.osds) == [3, 6, 10, 11, 12, 13]
 
 
-def _kill(*_arguments: Any) -> None:
+def _kill(*_arguments: Any, **_more: Any) -> None:
     raise Killed
 
 
@@ -581,3 +584,95 @@ def test_an_osd_that_can_not_be_emptied_is_replaced_without(
     played.killed = None
     played.run(plan_replace(played.site, 0, NEW, quiet))
     assert played.state.osds[0].uuid == "made1"
+
+
+# -- giving up ---------------------------------------------------------------------------------
+
+
+def drained(played: World, monkeypatch: pytest.MonkeyPatch, make_plan: Callable[[], Plan]) -> None:
+    """Let an operation end while it waits for OSDs to be empty."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(wait, "until", _kill)
+        played.run(make_plan())
+
+
+@pytest.mark.parametrize("action", ["remove", "replace"])
+def test_an_emptying_is_given_up(world: Make, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    released: list[Site] = []
+    monkeypatch.setattr(throttle, "release", lambda site, _report: released.append(site))
+    played = world(osd(0, "osd01"), osd(6, "osd01"), a="u0", c="u6", new="")
+    before = played.state
+
+    def plan() -> Plan:
+        if action == "remove":
+            return plan_remove(played.site, [0], quiet)
+        return plan_replace(played.site, 0, NEW, quiet)
+
+    drained(played, monkeypatch, plan)
+    assert played.state.osds[0].weight == 0
+    given_up = plan_abandon(played.site, action, [0], quiet)
+    assert given_up.lines[1:] == ["ceph osd crush reweight osd.0 0.0976562"]
+    played.run(given_up)
+    assert played.state == before and len(released) == 1
+    assert not Journal(played.path, f"osd-{action}").open
+    played.asked.clear()
+    played.run(plan())  # from the beginning, the emptying too
+    assert "osd crush reweight osd.0 0.0" in played.asked
+
+
+def test_who_goes_on_after_all_empties_the_osd_again(world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run that gave up was killed after the weights were back."""
+    played = world(osd(0, "osd01"), osd(6, "osd01"), a="u0", c="u6", new="")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(act, "stop", _kill)
+        played.run(plan_replace(played.site, 0, NEW, quiet))
+    journal = Journal(played.path, "osd-replace")
+    journal.mark("forget", "begun")
+    with pytest.raises(UsageError) as caught:
+        plan_abandon(played.site, "replace", [0], quiet)
+    assert caught.value.ref == "osd-abandon-late"
+    data = journal.as_dict()
+    del data["steps"]["forget"]
+    journal.save()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(throttle, "release", _kill)
+        played.run(plan_abandon(played.site, "replace", [0], quiet))
+    assert played.state.osds[0].weight
+    drained(played, monkeypatch, lambda: plan_replace(played.site, 0, NEW, quiet))
+    assert played.state.osds[0].weight == 0
+
+
+def test_what_can_not_be_given_up(world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    played = world(osd(0, "osd01"), osd(6, "osd01"), a="u0", c="u6", new="")
+    with pytest.raises(UsageError) as caught:
+        plan_abandon(played.site, "replace", [0], quiet)
+    assert "no osd replace is unfinished" in caught.value.message
+    drained(played, monkeypatch, lambda: plan_replace(played.site, 0, NEW, quiet))
+    with pytest.raises(UsageError) as caught:
+        plan_abandon(played.site, "replace", [6], quiet)
+    assert caught.value.hint == f"to give that up: cloudctl osd replace 0 {NEW} --abandon"
+
+
+def test_waiting_is_given_up(world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    played = world(dead(0, A), osd(6, "osd01"), a="", c="u6")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(operate, "settle", _kill)
+        played.run(plan_replace(played.site, 0, None, quiet))
+    before = played.state
+    played.run(plan_abandon(played.site, "replace", [0], quiet))
+    assert played.state == before
+    assert not Journal(played.path, "osd-replace").open
+
+
+def test_only_what_was_changed_is_taken_back() -> None:
+    fact = {"id": 0, "uuid": "u0", "weight": 0.5, "share": 1.0}
+
+    def back(**now: Any) -> list[str]:
+        return [str(step["cmd"]["prefix"]) for step in steps_back(cluster(osd(0, "osd01", **now)), [fact])]
+
+    assert back(weight=0.5) == []
+    assert back(weight=0.0) == ["osd crush reweight"]
+    assert back(weight=0.0, share=0.0) == ["osd crush reweight", "osd in"]
+    assert back(weight=0.0, share=0.0, up=False) == ["osd crush reweight"]
+    assert back(weight=0.0, uuid="another") == []
+    assert steps_back(cluster(osd(1, "osd01")), [fact]) == []

@@ -34,6 +34,11 @@ def command() -> None:
     """
 
 
+_abandon = click.option(
+    "--abandon", is_flag=True, help="Give up one that is not finished, before its OSDs begin to go."
+)
+
+
 def _options(function: _F) -> _F:
     for option in (
         output_option,
@@ -87,10 +92,18 @@ def add(
 @click.option(
     "--degraded", is_flag=True, help="Do not empty an OSD that runs: its data has a copy less for a while."
 )
+@_abandon
 @_options
 @click.pass_obj
 def replace(
-    site_path: Path, number: int, device: str | None, degraded: bool, dry_run: bool, yes: bool, output: str
+    site_path: Path,
+    number: int,
+    device: str | None,
+    degraded: bool,
+    abandon: bool,
+    dry_run: bool,
+    yes: bool,
+    output: str,
 ) -> None:
     """Make the OSD ID anew on DEVICE: the same id and place, its journal used again.
 
@@ -98,12 +111,15 @@ def replace(
     """
 
     def plan(site: Site, report: Callable[[str], None]) -> Plan:
-        from cloudctl.osd.operate import plan_replace
+        from cloudctl.osd.operate import plan_abandon, plan_replace
 
+        if abandon:
+            return plan_abandon(site, "replace", [number], report)
         return plan_replace(site, number, device, report, degraded=degraded)
 
+    what = f"give up the replacement of osd.{number}" if abandon else f"make osd.{number} anew"
     _work(
-        "replace", site_path, plan, f"osd replace would make osd.{number} anew",
+        "replace", site_path, plan, f"osd replace would {what}",
         dry_run=dry_run, yes=yes, output=output,
     )  # fmt: skip
 
@@ -111,10 +127,17 @@ def replace(
 @command.command()
 @click.argument("ids", metavar="ID...", nargs=-1, type=int, required=True)
 @click.option("--zap", metavar="DEVICE", help="Erase this device afterwards: its name in /dev/disk/by-id.")
+@_abandon
 @_options
 @click.pass_obj
 def remove(
-    site_path: Path, ids: tuple[int, ...], zap: str | None, dry_run: bool, yes: bool, output: str
+    site_path: Path,
+    ids: tuple[int, ...],
+    zap: str | None,
+    abandon: bool,
+    dry_run: bool,
+    yes: bool,
+    output: str,
 ) -> None:
     """Empty OSDs, remove them from the cluster, and take them out of the inventory.
 
@@ -123,14 +146,15 @@ def remove(
     """
 
     def plan(site: Site, report: Callable[[str], None]) -> Plan:
-        from cloudctl.osd.operate import plan_remove
+        from cloudctl.osd.operate import plan_abandon, plan_remove
 
+        if abandon:
+            return plan_abandon(site, "remove", ids, report)
         return plan_remove(site, ids, report, zap=zap)
 
     shown = ", ".join(f"osd.{number}" for number in ids)
-    _work(
-        "remove", site_path, plan, f"osd remove would remove {shown}", dry_run=dry_run, yes=yes, output=output
-    )
+    what = f"give up the removal of {shown}" if abandon else f"remove {shown}"
+    _work("remove", site_path, plan, f"osd remove would {what}", dry_run=dry_run, yes=yes, output=output)
 
 
 def _work(
@@ -193,9 +217,7 @@ def _work(
         plan.journal.finish()
         console.result(
             _result(action, plan, outcomes, started),
-            lambda: console.line(
-                f"Done ({duration(time.monotonic() - started)}): all data is where it belongs."
-            ),
+            lambda: console.line(f"Done ({duration(time.monotonic() - started)}): {plan.end}."),
         )
 
 

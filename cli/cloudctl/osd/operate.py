@@ -12,7 +12,7 @@ from cloudctl.ceph.desired import osds_of
 from cloudctl.errors import ApplyFailed, CheckFailed, CloudctlError, ConfigError, UsageError
 from cloudctl.node.future import future_site
 from cloudctl.node.inventory import read_text, write_text
-from cloudctl.operations.steps import DONE, Journal, Step
+from cloudctl.operations.steps import DONE, UNDONE, Journal, Step
 from cloudctl.osd import act, names, remote, throttle, wait
 from cloudctl.osd.cluster import Cluster, Osd
 from cloudctl.osd.forecast import Forecast, forecast, lost
@@ -38,6 +38,7 @@ class Plan:
         done: what was changed (filled while the steps run).
         nothing: there is nothing to do.
         ahead: how full OSDs become where some are emptied.
+        end: what is told at the end.
         anew: facts with which the journal begins anew; None: it goes on where an earlier run stopped.
     """
 
@@ -47,6 +48,7 @@ class Plan:
     done: list[dict[str, Any]] = field(default_factory=list)
     nothing: bool = False
     ahead: Forecast | None = None
+    end: str = "all data is where it belongs"
     anew: dict[str, Any] | None = None
 
 
@@ -107,7 +109,8 @@ def _begin(journal: Journal, request: Mapping[str, Any], again: str) -> None:
     if journal.open and journal.facts.get("request") not in (None, dict(request)):
         raise UsageError(
             "osd-unfinished", f"an earlier run is not finished: {journal.facts.get('command', '')}",
-            hint=f"run it again first: it goes on where it stopped, then: {again}",
+            hint="run it again first: it goes on where it stopped; or give it up by the same with --abandon; "
+            f"then: {again}",
         )  # fmt: skip
     if not journal.open:
         journal.begin()
@@ -297,9 +300,10 @@ def plan_remove(site: Site, ids: Sequence[int], report: Report, *, zap: str | No
     journal = Journal(site.path, "osd-remove")
     numbers = sorted(set(ids))
     request: dict[str, Any] = {"ids": numbers, "zap": zap}
+    command = f"cloudctl osd remove {' '.join(map(str, numbers))}" + (f" --zap {zap}" if zap else "")
     plan = Plan(journal)
     if journal.open and journal.facts.get("request") != request:
-        _begin(journal, request, "")
+        _begin(journal, request, command)
     report("reading the cluster")
     cluster = act.read_at_rest(site, report)
     facts: list[dict[str, Any]] = journal.facts.get("osds", []) if journal.open else []
@@ -331,8 +335,7 @@ def plan_remove(site: Site, ids: Sequence[int], report: Report, *, zap: str | No
     hosts = list(dict.fromkeys(fact["host"] for fact in facts))
 
     def remember(_journal: Journal) -> str:
-        text = f"cloudctl osd remove {' '.join(map(str, numbers))}" + (f" --zap {zap}" if zap else "")
-        _begin(journal, request, text)
+        _begin(journal, request, command)
         weights = {str(fact["id"]): fact["weight"] for fact in facts}
         journal.keep(osds=facts)
         throttle.hold(site, report)
@@ -426,7 +429,7 @@ def _identify(site: Site, cluster: Cluster, osds: Collection[Osd], report: Repor
             {
                 "id": osd.id, "host": osd.host, "uuid": osd.uuid, "path": path,
                 "journal": journals.get(path) or "", "weight": osd.weight, "kb": osd.kb,
-                "class": osd.device_class,
+                "class": osd.device_class, "share": osd.share,
             }
         )  # fmt: skip
     return found
@@ -633,7 +636,8 @@ def _refuse_replace(cluster: Cluster, number: int, running: bool, degraded: bool
         )
         raise CheckFailed(
             "osd-data-loss", f"osd.{number} may hold the last copy of something: {why}", where="ceph",
-            hint="wait until all data has its copies (cloudctl status), then run the same again",
+            hint="wait until all data has its copies (cloudctl status), then run the same again; where it is "
+            "the emptying that does not end: --abandon first",
         )  # fmt: skip
 
 
@@ -696,17 +700,22 @@ def _make_same(
             if ids:
                 ask(site, [mon("osd new", uuid=one) for one in ids], "keeping lower ids", changing=True)
         remote.create(fresh, osds, [device], report=report)
-    held = set(journal.facts.get("placeholders") or ())
     cluster = read(site)
-    fill = [osd.id for osd in cluster.osds.values() if osd.uuid in held and not osd.up]
-    if fill:
-        steps = [mon("osd purge-new", id=one, yes_i_really_mean_it=True) for one in fill]
-        ask(site, steps, "giving lower ids back", changing=True)
+    _give_back(site, cluster, journal)
     made = cluster.osds.get(number)
     if made is None or made.uuid == fact["uuid"] or made.host != host:
         raise ApplyFailed("osd-other-id", f"the new OSD did not get the id {number}", where=host,
                           hint="see `ceph osd tree`; then run the same again")  # fmt: skip
     _place(site, made, fact)
+
+
+def _give_back(site: Site, cluster: Cluster, journal: Journal) -> None:
+    """Give back the ids that were kept from others while an OSD was to get its own."""
+    held = set(journal.facts.get("placeholders") or ())
+    fill = [osd.id for osd in cluster.osds.values() if osd.uuid in held and not osd.up]
+    if fill:
+        steps = [mon("osd purge-new", id=one, yes_i_really_mean_it=True) for one in fill]
+        ask(site, steps, "giving lower ids back", changing=True)
 
 
 def _is_lost(site: Site, osd: Osd, osds: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
@@ -736,6 +745,92 @@ def _place(site: Site, made: Osd, fact: Mapping[str, Any]) -> None:
         steps += _class_steps(made, fact["class"])
     if steps:
         ask(site, steps, f"placing {made.name}", changing=True)
+
+
+# -- giving up ---------------------------------------------------------------------------------
+
+TAKEN = {"replace": ("forget", "create"), "remove": ("purge", "inventory")}
+"""By operation the step with which OSDs begin to go, and the one after which only data is waited for."""
+
+
+def plan_abandon(site: Site, action: str, ids: Sequence[int], report: Report) -> Plan:
+    """Return how an unfinished operation is given up: OSDs that were being emptied fill again.
+
+    Args:
+        action: replace or remove.
+        ids: the same as the operation's.
+
+    Raises:
+        UsageError: nothing is unfinished, or something else is; or its OSDs are going already.
+    """
+    journal = Journal(site.path, f"osd-{action}")
+    facts = journal.facts if journal.open else {}
+    request, command = facts.get("request") or {}, facts.get("command", "")
+    begun = request.get("ids", [request["id"]] if "id" in request else sorted(set(ids)))
+    if not journal.open or begun != sorted(set(ids)):
+        raise UsageError(
+            "osd-abandon-other",
+            f"another one is not finished: {command}" if journal.open else f"no osd {action} is unfinished",
+            hint=f"to give that up: {command} --abandon" if journal.open else "there is nothing to give up",
+        )  # fmt: skip
+    first, last = TAKEN[action]
+    if journal.state(first) is not None and journal.state(last) != DONE:
+        also = "; another device may be named" if action == "replace" else ""
+        raise UsageError(
+            "osd-abandon-late", "its OSDs are being taken out already: it can't be given up any more",
+            hint=f"complete it: {command}{also}",
+        )  # fmt: skip
+    report("reading the cluster")
+    cluster = read(site)
+    found = facts.get("osds") or ([facts["osd"]] if facts.get("osd") else [])
+    steps = steps_back(cluster, found)
+    plan = Plan(journal, end="given up; data goes back by itself (cloudctl status)")
+    plan.lines = [f"{command} is given up", *(_words(step) for step in steps)]
+
+    def fill(_journal: Journal) -> str:
+        if journal.state("drain") is not None:
+            journal.mark("drain", UNDONE)  # whoever goes on after all empties them again
+        now = read(site)
+        back = steps_back(now, found)
+        if back:
+            ask(site, back, "giving OSDs their weights back", changing=True)
+            plan.done.extend({"kind": "osd", "name": str(step["cmd"].get("name") or step["cmd"]["ids"][0]),
+                              "action": "update"} for step in back)  # fmt: skip
+        _give_back(site, now, journal)
+        return f"{len(back)} changed"
+
+    plan.steps = [
+        Step("weights", "give OSDs their weights back", fill, every_time=True,
+             commands=[_words(step) for step in steps]),
+        Step("restore", "restore the options", lambda _: _release(site, report), every_time=True),
+    ]  # fmt: skip
+    return plan
+
+
+def steps_back(cluster: Cluster, facts: Sequence[Mapping[str, Any]]) -> list[remote.Step]:
+    """Return the commands that undo the emptying of OSDs, of those that are still the same. Pure.
+
+    Args:
+        facts: what was written down of each before.
+    """
+    steps = []
+    for fact in facts:
+        osd = cluster.osds.get(fact["id"])
+        if osd is None or osd.uuid != fact["uuid"]:
+            continue
+        if fact["weight"] and not osd.weight:
+            steps.append(mon("osd crush reweight", name=osd.name, weight=fact["weight"]))
+        # One that is down and was marked out stays out: nobody would answer for its data.
+        if fact.get("share") and not osd.share and osd.up:
+            steps.append(mon("osd in", ids=[str(osd.id)]))
+    return steps
+
+
+def _words(step: remote.Step) -> str:
+    """Return a command as an operator types it."""
+    cmd = step["cmd"]
+    values = [cmd["name"], f"{cmd['weight']:g}"] if "name" in cmd else cmd["ids"]
+    return " ".join(["ceph", cmd["prefix"], *values])
 
 
 def begin(plan: Plan) -> None:
