@@ -165,6 +165,12 @@ with open(sys.argv[1], "r+b") as disk:
         + text(b"ceph_fsid") + text(b"99999999-2222-4333-8444-555555555555")
     )
 """
+HALF = """
+import struct, sys
+head = b"bluestore block device\\nUUID\\n"
+with open(sys.argv[1], "r+b") as disk:
+    disk.write(head + struct.pack("<BBI", 2, 1, 0) + bytes(32) + struct.pack("<I", 4) + b"main" + bytes(4))
+"""
 TABLE = "sgdisk --new=1:0:+64M {disk} >/dev/null; partx --delete {disk}; true"
 MOUNT = "mkdir -p /mnt/spoiled; mount {disk} /mnt/spoiled"
 SPOILED = {
@@ -444,6 +450,115 @@ def test_a_disk_comes(cloudctl: Cloudctl, data: Callable[[], str]) -> None:
     assert_deploy_changes_nothing()
     result = cloudctl("osd", "add", node, device, "--yes")
     assert result.rc == 0 and "Nothing to do" in result.out, str(result)
+
+
+def test_both_disks_of_a_node_are_replaced(cloudctl: Cloudctl, data: Callable[[], str]) -> None:
+    """One after the other, while the other one's is new too; each gets its id and its journal's part."""
+    whole, text, begin = data(), INVENTORY.read_text(), osds()
+    node = max(homes(), key=lambda one: len(homes()[one]))
+    names = {number: lasting_name(node, begin[number]["device"]) for number in sorted(homes()[node])}
+    for number in names:
+        fail(node, number, begin[number]["device"])
+    ceph(f"osd out {max(names)}")  # its data need not be waited for when the first one is there
+    put_in(node)
+    time.sleep(10)
+    for number, device in names.items():
+        result = cloudctl("osd", "replace", str(number), device, "--yes", timeout=LONG)
+        assert result.rc == 0, str(result)
+    after = osds()
+    assert sorted(after) == sorted(begin)
+    for number in names:
+        assert after[number]["uuid"] != begin[number]["uuid"]
+        assert after[number]["journal"] == begin[number]["journal"]
+    assert_well(len(begin))
+    assert data() == whole
+    assert INVENTORY.read_text() == text
+    assert_deploy_changes_nothing()
+
+
+def start_until(step: str, *arguments: str) -> None:
+    """Start ``osd ARGUMENTS`` and kill it when a step has begun."""
+    process = start_cloudctl("osd", *arguments, "--yes")
+    journal = SITE / ".cloudctl" / "operations" / f"osd-{arguments[0]}.json"
+    deadline = time.monotonic() + 300
+    while state_of(journal, step) is None:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.1)
+    kill_cloudctl(process)
+
+
+def test_another_device_is_named_in_the_middle(cloudctl: Cloudctl, data: Callable[[], str]) -> None:
+    whole, text, begin = data(), INVENTORY.read_text(), osds()
+    victim = max(homes()["osd01"])
+    own = lasting_name("osd01", begin[victim]["device"])
+    start_until("forget", "replace", str(victim), SPARE, "--degraded")
+    result = cloudctl("osd", "replace", str(victim), SECOND, "--yes", timeout=LONG)
+    assert result.rc == 0, str(result)
+    assert SECOND in INVENTORY.read_text() and SPARE not in INVENTORY.read_text()
+    assert osds()[victim]["uuid"] != begin[victim]["uuid"]
+    assert_well(len(begin))
+    assert data() == whole
+    run_on("osd01", CLEAN.replace("{disk}", own))
+    result = cloudctl("osd", "replace", str(victim), own, "--degraded", "--yes", timeout=LONG)
+    assert result.rc == 0, str(result)
+    run_on("osd01", CLEAN.replace("{disk}", SECOND))
+    assert_well(len(begin))
+    assert INVENTORY.read_text() == text
+
+
+def test_a_removal_is_given_up(cloudctl: Cloudctl, data: Callable[[], str]) -> None:
+    text, begin = INVENTORY.read_text(), osds()
+
+    def weights() -> dict[int, float]:
+        found = json.loads(ceph("osd tree --format json"))["nodes"]
+        return {item["id"]: item["crush_weight"] for item in found if item["type"] == "osd"}
+
+    victim, before = max(begin), weights()
+    start_until("drain", "remove", str(victim))
+    refused = cloudctl("osd", "remove", str(min(begin)), "--yes")
+    assert (refused.rc, refused.refs) == (2, ["osd-unfinished"]), str(refused)
+    result = cloudctl("osd", "remove", str(victim), "--abandon", "--yes")
+    assert result.rc == 0, str(result)
+    assert weights() == pytest.approx(before, rel=0.01)
+    deadline = time.monotonic() + 300
+    while len(json.loads(ceph("status --format json"))["pgmap"]["pgs_by_state"]) > 1:
+        assert time.monotonic() < deadline
+        time.sleep(3)
+    assert_well(len(begin))
+    assert INVENTORY.read_text() == text
+
+
+def test_a_disk_that_was_half_made_becomes_an_osd(cloudctl: Cloudctl) -> None:
+    """What a power cut leaves: an id that never started, and a label that names no cluster."""
+    text, begin = INVENTORY.read_text(), osds()
+    uuid = "11111111-2222-4333-8444-666666666666"
+    ceph(f"osd new {uuid}")
+    run_on("osd01", f"python3 - $(readlink -f {SPARE}) <<'END'{HALF.replace('UUID', uuid)}END")
+    result = cloudctl("osd", "add", "osd01", SPARE, "--journal", SECOND, "--yes", timeout=LONG)
+    assert result.rc == 0, str(result)
+    assert uuid not in {item["uuid"] for item in osds().values()}
+    assert_well(len(begin) + 1)
+    (new,) = set(osds()) - set(begin)
+    result = cloudctl("osd", "remove", str(new), "--zap", SPARE, "--yes", timeout=LONG)
+    assert result.rc == 0, str(result)
+    assert osds().keys() == begin.keys()
+    assert_well(len(begin))
+    INVENTORY.write_text(text)
+
+
+def test_the_class_of_an_osd_that_runs(cloudctl: Cloudctl) -> None:
+    text, begin = INVENTORY.read_text(), osds()
+    number = min(homes()["osd01"])
+    device = lasting_name("osd01", begin[number]["device"])
+    try:
+        for kind in ("ssd", "hdd"):
+            result = cloudctl("osd", "add", "osd01", device, "--class", kind, "--yes", timeout=LONG)
+            assert result.rc == 0, str(result)
+            assert ceph(f"osd crush get-device-class osd.{number}").strip() == kind
+            assert f"{device}: {kind}" in INVENTORY.read_text()
+    finally:
+        INVENTORY.write_text(text)
+    assert_well(len(begin))
 
 
 def state_of(journal: Path, key: str) -> str | None:
