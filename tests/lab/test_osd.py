@@ -219,7 +219,7 @@ def test_other_devices_that_are_refused(cloudctl: Cloudctl) -> None:
         (
             ["osd01", lasting_name("osd01", own["device"]), "--journal", SECOND],
             "osd-device-refused",
-            "already",
+            "the same device as",
         ),
         (["osd01", "/dev/disk/by-id/lab-journal1", "--journal", SECOND], "osd-device-refused", "on it"),
         (["osd01", "/dev/nothing", "--journal", SECOND], "osd-device-refused", "no such device"),

@@ -402,13 +402,13 @@ def test_one_osd_gets_no_more_than_its_part_of_a_journal_device() -> None:
     both = ["/dev/a", "/dev/b"]
     places, new = ceph.assign_slots(both, ["/dev/x"] * 2, probes, FSID, 0, 512 * MIB, ["/dev/a"])
     assert places == {"/dev/a": ("/dev/x", 1)}
-    assert new == {"/dev/x": {1: 2047 * MIB}}
+    assert new == {"/dev/x": {1: (MIB, 2047 * MIB)}}
     # the other one comes later, to what is left
     probes["/dev/x"] = journal(4 * GIB, slot(1, MIB, 2047 * MIB, "u1"))
     probes["/dev/a"] = {**EMPTY, "label": {**NOBODY, "osd_uuid": "u1", "ceph_fsid": FSID}}
     probes["/dev/b"] = EMPTY
     _places, new = ceph.assign_slots(both, ["/dev/x"] * 2, probes, FSID, 0, 512 * MIB, ["/dev/b"])
-    assert new == {"/dev/x": {2: 2047 * MIB}}
+    assert new == {"/dev/x": {2: (2048 * MIB, 2047 * MIB)}}
 
 
 def test_a_journal_device_needs_room_for_those_that_are_made() -> None:

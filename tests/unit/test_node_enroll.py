@@ -519,6 +519,15 @@ def test_a_server_without_passwords_that_does_not_know_the_key_is_refused(
     assert (error.ref, machine.log) == ("password-login-off", ["password of me"])
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as on a terminal; a shell's background job would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_servers_are_converted_leaves_none_unwritten(site: Site, machine: Machine) -> None:
     said: list[str] = []
 

@@ -21,7 +21,6 @@ from cloudctl.node.join import Change, build, change_of
 from cloudctl.node.others import Work, call_of, ceph_of, works
 from cloudctl.node.prove import silent_agents
 from cloudctl.operations.steps import BEGUN, DONE, execute
-from cloudctl.operations.steps import BEGUN, DONE
 from cloudctl.osd.cluster import Cluster, Osd
 from cloudctl.site.edit_inventory import add_host, remove_host
 from cloudctl.site.load import load_site

@@ -424,7 +424,7 @@ class Login:
         request = machine.request_of(site.nodes["ctl02"])
         self.contact = enroll.Contact(request, None, "ssh-ed25519", "T0xE")
         monkeypatch.setattr(machine, "_reach", lambda request, say=None: self.contact)
-        monkeypatch.setattr(machine.arp, "ask", lambda addresses: {})
+        monkeypatch.setattr(machine.arp, "ask", lambda addresses, others: {})
         monkeypatch.setattr(machine, "_judge_identity", lambda node, session: None)
         monkeypatch.setattr(enroll, "deploy_side", lambda site: enroll.Deploy("root", Path("k"), "k"))
         monkeypatch.setattr(enroll, "log_in", self.log_in)

@@ -78,12 +78,13 @@ def domains(osds: Collection[Osd], pool: Pool) -> dict[str, list[Osd]]:
     return found
 
 
-def forecast(cluster: Cluster, ids: Collection[int]) -> Forecast:
+def forecast(cluster: Cluster, ids: Collection[int], *, before: Cluster | None = None) -> Forecast:
     """Return what removing some OSDs would do.
 
     Args:
-        cluster: as it is.
+        cluster: as it is, or will be.
         ids: of the OSDs that go; those that are gone already do not matter.
+        before: as it is, where it will be another one in more than these.
 
     Returns:
         With ``problems`` where it would lose data, take from a pool a place that its copies need, or bring an
@@ -92,14 +93,19 @@ def forecast(cluster: Cluster, ids: Collection[int]) -> Forecast:
     going = set(ids)
     here = list(cluster.osds.values())
     rest = [osd for osd in here if osd.id not in going]
-    problems = lost(cluster) + places_lacking(here, going, cluster.pools)
-    before, after = expected(here, cluster.pools), expected(rest, cluster.pools)
+    were = [
+        # One that is off keeps its place until it goes.
+        replace(osd, up=True, share=1.0) if osd.id in going else osd
+        for osd in (before or cluster).osds.values()
+    ]
+    problems = lost(cluster) + places_lacking(were, rest, cluster.pools)
+    holds, after = expected(here, cluster.pools), expected(rest, cluster.pools)
     full, now = {}, {}
     for osd in rest:
         if not osd.kb:
             continue
         fixed = max(0, osd.kb_used - osd.kb_data)
-        skew = osd.kb_data / before[osd.id] if before[osd.id] > 0.01 * osd.kb else 1.0
+        skew = osd.kb_data / holds[osd.id] if holds[osd.id] > 0.01 * osd.kb else 1.0
         skew = min(MOST_SKEW, max(1.0, skew))
         now[osd.id] = osd.kb_used / osd.kb
         full[osd.id] = (fixed + after[osd.id] * skew) / osd.kb if osd.takes_data else now[osd.id]
@@ -136,16 +142,14 @@ def lost(cluster: Cluster) -> list[tuple[str, str]]:
 
 
 def places_lacking(
-    osds: Collection[Osd], going: Collection[int], pools: Sequence[Pool]
+    before: Collection[Osd], rest: Collection[Osd], pools: Sequence[Pool]
 ) -> list[tuple[str, str]]:
     """Return which pools would have fewer places than copies, and fewer than they have: (reference, words).
 
     Args:
-        osds: all.
-        going: ids of those that go. One that is off keeps its place until then.
+        before: the OSDs as they are.
+        rest: as they will be.
     """
-    rest = [osd for osd in osds if osd.id not in going]
-    before = [replace(osd, up=True, share=1.0) if osd.id in going else osd for osd in osds]
     lacking: dict[tuple[int, str, str, int], list[str]] = {}
     for pool in pools:
         count = len(domains(rest, pool))

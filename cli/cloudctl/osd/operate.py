@@ -172,7 +172,7 @@ def plan_add(
         if device_class and path in running and running[path].device_class != device_class
     ]
     if others:
-        act.refuse(forecast(with_class(cluster, others, str(device_class)), []))
+        act.refuse(forecast(with_class(cluster, others, str(device_class)), [], before=cluster))
     journal = Journal(site.path, "osd-add")
     plan = Plan(journal)
     unfinished = Journal(site.path, throttle.NAME).open
