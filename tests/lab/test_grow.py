@@ -341,12 +341,18 @@ def test_a_power_cut_in_the_middle_harms_nobody(tenant: Guests, after: str) -> N
     assert_deploy_changes_nothing()
 
 
-@long
-def test_a_dead_compute_nodes_instances_are_evacuated() -> None:
+def join_compute() -> str:
+    """Add a compute node; return its name."""
     name = next_name("compute")
     lab("add-node", name)
     enroll(name, "compute")
     node("add", name, "--yes")
+    return name
+
+
+@long
+def test_a_dead_compute_nodes_instances_are_evacuated() -> None:
+    name = join_compute()
     with guests("dead", name, 2) as tenant:
         assert node("remove", name, "--dead", "--yes", rc=4).refs == ["node-alive"]
         lab("power", "kill", name)
@@ -376,10 +382,7 @@ def set_service(host: str, **change: Any) -> None:
 @long
 def test_moves_that_nobody_has_confirmed() -> None:
     """A resize is refused; an administrator's cold move and a node that was called dead are no obstacle."""
-    name = next_name("compute")
-    lab("add-node", name)
-    enroll(name, "compute")
-    node("add", name, "--yes")
+    name = join_compute()
     with guests("unconfirmed", name, 4) as tenant:
         running, resized, stopped, moved = tenant.made["servers"]
         act(tenant, stopped, "os-stop", "SHUTOFF")
@@ -400,10 +403,7 @@ def test_moves_that_nobody_has_confirmed() -> None:
 
 @long
 def test_a_dead_compute_nodes_paused_instance_and_its_resizes() -> None:
-    name = next_name("compute")
-    lab("add-node", name)
-    enroll(name, "compute")
-    node("add", name, "--yes")
+    name = join_compute()
     with guests("frozen", name, 4) as tenant:
         _, paused, suspended, resized = tenant.made["servers"]
         act(tenant, paused, "pause", "PAUSED")
@@ -424,10 +424,7 @@ def test_a_dead_compute_node_leaves_while_the_first_controller_is_off() -> None:
     first, *others = members("control")
     if len(others) < 2:
         pytest.skip("this lab has no majority without its first controller")
-    name = next_name("compute")
-    lab("add-node", name)
-    enroll(name, "compute")
-    node("add", name, "--yes")
+    name = join_compute()
     lab("power", "kill", name)
     lab("power", "kill", first)
     try:
@@ -459,10 +456,7 @@ def wait_until(done: Callable[[], bool], seconds: float = 300) -> None:
 
 @long
 def test_services_that_do_not_end_are_told_and_the_removal_goes_on() -> None:
-    name = next_name("compute")
-    lab("add-node", name)
-    enroll(name, "compute")
-    node("add", name, "--yes")
+    name = join_compute()
     compose = "/etc/cloudctl/compose.yml"
     run_on(name, f"cp -p {compose} /root; echo '[' >> {compose}")
     assert node("remove", name, "--yes", rc=6).refs == ["services-not-ended"]
