@@ -39,6 +39,7 @@ class World:
         disks: by path, what the module would read of them.
         asked: commands that changed the cluster.
         killed: a mode of the module in whose call the run ends, and whether after its work.
+        overwrites: the orchestrator makes OSDs over half-made ones, and leaves their ids.
     """
 
     def __init__(self, path: Path, disks: dict[str, dict[str, Any]], *osds: Osd) -> None:
@@ -47,6 +48,7 @@ class World:
         self.state: Cluster = cluster(*osds, *others)
         self.asked: list[str] = []
         self.killed: tuple[str, bool] | None = None
+        self.overwrites = False
         self.fsid = str(load_site(path).secrets["ceph_fsid"])
         self.before: list[str] = []
         self.made = 0
@@ -135,7 +137,8 @@ class World:
             if self.disks[path]["label"] and self.disks[path]["label"]["osd_uuid"] == item.uuid:
                 assert not item.started
                 self.disks[path]["label"] = None
-                self.drop(item.id)
+                if not self.overwrites:
+                    self.drop(item.id)
 
     def make(self, path: str, journal: str = "", device_class: str = "hdd") -> None:
         """Make an OSD, which gets the lowest free id."""
@@ -335,9 +338,11 @@ def test_a_disk_that_waits_for_another_osd_is_left_alone(world: Make) -> None:
 
 
 @pytest.mark.parametrize("device", [B, NEW])
-def test_an_osd_that_was_half_made_is_made_anew(world: Make, device: str) -> None:
+@pytest.mark.parametrize("overwrites", [False, True])
+def test_an_osd_that_was_half_made_is_made_anew(world: Make, device: str, overwrites: bool) -> None:
     played = world(osd(0, "osd01"), a="u0", b="", new="")
     played.half_make(device, 1)
+    played.overwrites = overwrites
     plan = plan_add(played.site, "osd01", [device], quiet)
     assert not plan.nothing
     played.run(plan)

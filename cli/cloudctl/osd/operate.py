@@ -162,7 +162,7 @@ def plan_add(
     checks = remote.look(site, {name: osds}, known=known, only=wanted)
     data = [item for item in checks[name] if item["role"] == "data" and item["osd_uuid"] in known]
     running = {item["path"]: known[item["osd_uuid"]] for item in data if known[item["osd_uuid"]].started}
-    half_made = {item["path"] for item in data} - set(running)
+    half_made = {item["path"]: known[item["osd_uuid"]] for item in data if item["path"] not in running}
     names.refuse_foreign(name, checks, cluster, [path for path in new if path not in half_made])
     remote.refuse_devices(remote.concerned(checks, {name: osds}, wanted))
     todo = [osd for osd in osds if osd["data"] in wanted and osd["data"] not in running]
@@ -202,10 +202,22 @@ def plan_add(
         before = set(read(site).osds)
         fresh = load_site(site.path)
         paths = [osd["data"] for osd in todo]
+        halves = {osd.uuid: osd.id for path, osd in half_made.items() if path in paths}
+        journal.keep(halves={**journal.facts.get("halves", {}), **halves})
         made = remote.create(fresh, {name: osds_of(fresh.nodes[name])}, paths, report=report)
         plan.done.extend({"node": name, **change} for change in made)
         after = read(site)
-        return ", ".join(f"osd.{number}" for number in sorted(set(after.osds) - before)) or "they run already"
+        told = [f"osd.{number}" for number in sorted(set(after.osds) - before)]
+        # Where the orchestrator made an OSD over one that was half made, that one's id is left.
+        left = [
+            osd.id
+            for osd in after.osds.values()
+            if journal.facts["halves"].get(osd.uuid) == osd.id and not osd.started
+        ]
+        steps = [mon("osd purge-new", id=number, yes_i_really_mean_it=True) for number in left]
+        if steps:
+            ask(site, steps, "giving back ids of OSDs that never ran", changing=True)
+        return ", ".join(told) or "they run already"
 
     def classify(_journal: Journal) -> str:
         now = read(site).osds
