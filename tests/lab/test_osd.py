@@ -529,6 +529,23 @@ def test_a_removal_is_given_up(cloudctl: Cloudctl, data: Callable[[], str]) -> N
     assert INVENTORY.read_text() == text
 
 
+def test_a_removal_that_is_killed_while_it_erases(cloudctl: Cloudctl, data: Callable[[], str]) -> None:
+    whole, text, begin = data(), INVENTORY.read_text(), osds()
+    victim = max(homes()["osd03"])
+    device = lasting_name("osd03", begin[victim]["device"])
+    removal = ("remove", str(victim), "--zap", device)
+    start_until("erase", *removal)
+    result = cloudctl("osd", *removal, "--yes", timeout=LONG)
+    assert result.rc == 0, str(result)
+    assert victim not in osds()
+    result = cloudctl("osd", "add", "osd03", device, "--yes", timeout=LONG)
+    assert result.rc == 0, str(result)
+    assert osds()[victim]["journal"] == begin[victim]["journal"]
+    assert_well(len(begin))
+    assert data() == whole
+    assert elsewhere(INVENTORY.read_text(), "osd03") == elsewhere(text, "osd03")
+
+
 def test_a_disk_that_was_half_made_becomes_an_osd(cloudctl: Cloudctl) -> None:
     """What a power cut leaves: an id that never started, and a label that names no cluster."""
     text, begin = INVENTORY.read_text(), osds()
