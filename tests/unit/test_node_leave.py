@@ -1010,11 +1010,29 @@ def test_a_dead_node_leaves_the_orchestrator_whatever_that_believes(
         return [{"rc": 0, "out": ""}]
 
     monkeypatch.setattr(remote, "ask", ask)
+    healths = iter([{"CEPHADM_REFRESH_FAILED": "failed to probe", "OSD_DOWN": "2"}, {"OSD_DOWN": "2"}])
+    monkeypatch.setattr(osd, "read", lambda site: SimpleNamespace(health=next(healths)))
     change = Change(site, site, ["osd04"], {}, {}, None)
     node = Node("osd04", ("storage",), "10.10.10.34")
     leaving = leave.Leaving(site, node, ["storage"], change, True, lambda text: None, World({}), "")
-    leaving.forget_host()
-    assert asked == expected
+    assert leaving.forget_host() == "no host of Ceph any more"
+    assert asked == [*expected, "orch ps"]
+
+
+def test_what_the_orchestrator_goes_on_complaining_of_is_told(
+    monkeypatch: pytest.MonkeyPatch, site: Site
+) -> None:
+    healths = iter(
+        [{"CEPHADM_STRAY_HOST": "before"}] + [{"CEPHADM_STRAY_HOST": "", "CEPHADM_PAUSED": "x"}] * 99
+    )
+    monkeypatch.setattr(osd, "read", lambda site: SimpleNamespace(health=next(healths)))
+    monkeypatch.setattr(remote, "ask", lambda *_a, **_k: [{"rc": 0, "out": "[]"}])
+    clock = iter(range(0, 10**6, 20))
+    monkeypatch.setattr(leave.time, "monotonic", lambda: next(clock))
+    change = Change(site, site, ["osd04"], {}, {}, None)
+    node = Node("osd04", ("storage",), "10.10.10.34")
+    leaving = leave.Leaving(site, node, ["storage"], change, False, lambda text: None, World({}), "")
+    assert leaving.forget_host() == "no host of Ceph any more; Ceph complains: CEPHADM_PAUSED: x"
 
 
 def test_a_controller_that_is_off_does_not_keep_a_node_from_leaving(

@@ -34,6 +34,8 @@ from cloudctl.site.model import Node, Site
 from cloudctl.verify.guest import ping
 
 Say = Callable[[str], None]
+CONTENT_TIMEOUT = 90
+"""Seconds for Ceph's orchestrator to look at its hosts again."""
 MONITORS = "mons"
 """The group whose nodes hold Ceph's monitors."""
 
@@ -344,6 +346,7 @@ class Leaving:
         """Take the node out of Ceph's orchestrator and out of CRUSH."""
         from cloudctl.osd.remote import ask, mgr, mon
 
+        before = set() if self.dead else self._orchestrators_complaints().keys()
         if (known := self._as_host()) is not None:
             told: dict[str, Any] = {}
             if self.dead:
@@ -369,7 +372,32 @@ class Leaving:
             ask(self.site, [gone], f"forgetting the monitor of {self.name}", changing=True)
         bucket = mon("osd crush remove", name=self.name, may_fail=True)
         ask(self.site, [bucket], f"removing {self.name} from CRUSH", changing=True)
-        return "no host of Ceph any more"
+        left = self._wait_for_content(before)
+        return "no host of Ceph any more" + (f"; Ceph complains: {'; '.join(left)}" if left else "")
+
+    def _orchestrators_complaints(self) -> dict[str, str]:
+        """Return what Ceph's orchestrator complains of, by name."""
+        from cloudctl import osd
+
+        return {
+            name: text for name, text in osd.read(self.site).health.items() if name.startswith("CEPHADM_")
+        }
+
+    def _wait_for_content(self, before: Collection[str]) -> list[str]:
+        """Wait until the orchestrator has forgotten its complaints about the host; return those that stay.
+
+        It keeps them until it has looked at every host again.
+        """
+        from cloudctl.osd.remote import ask, mgr
+
+        end = time.monotonic() + CONTENT_TIMEOUT
+        while left := [f"{k}: {v}" for k, v in self._orchestrators_complaints().items() if k not in before]:
+            if time.monotonic() > end:
+                break
+            again = mgr("orch ps", refresh=True, timeout=60, may_fail=True)
+            ask(self.site, [again], "letting Ceph look at its hosts")
+            time.sleep(3)
+        return left
 
     def _as_host(self) -> dict[str, Any] | None:
         """Return what Ceph's orchestrator knows of the node, None where it is no host of it."""
