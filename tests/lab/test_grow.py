@@ -489,7 +489,8 @@ def test_a_dead_storage_nodes_data_is_made_complete_from_the_other_copies(tenant
     assert node("remove", name, "--dead", "--yes", rc=4).refs == ["node-alive"]
     lab("power", "kill", name)
     # The guest's own writes wait until Ceph has noticed: what it reads in the end is what it wrote.
-    with untouched([name]):
+    # The controllers are asked whether the node is really off, and told later.
+    with untouched([name], logins_at_most=2):
         node("remove", name, "--dead", "--yes")
     assert_forgotten_by_ceph(name)
     assert tenant.look()["sum"] == tenant.made["sum"]
