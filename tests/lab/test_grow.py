@@ -319,7 +319,8 @@ def test_a_power_cut_in_the_middle_harms_nobody(tenant: Guests, after: str) -> N
     name = next_name("compute")
     lab("add-node", name)
     enroll(name, "compute")
-    with nobody_notices(tenant), untouched([name], logins_at_most=2):
+    # Both runs tell the others once, and status asks them in between.
+    with nobody_notices(tenant), untouched([name], logins_at_most=3):
         running = subprocess.Popen(
             ["cloudctl", "--site", str(SITE), "node", "add", name, "--yes"],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
