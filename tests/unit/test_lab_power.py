@@ -111,3 +111,24 @@ def test_the_site_chooses_the_driver() -> None:
     with pytest.raises(ConfigError):
         power_driver(FakeSite({"power": {"driver": "lab", "socket": None}}))  # type: ignore[arg-type]
     assert ByHand().states(["a"]) == {"a": "unknown"}
+
+
+@pytest.mark.parametrize("failures", [0, 2, 3])
+def test_a_node_that_dies_slowly_is_removed_after_all(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    tries: list[int] = []
+
+    def run(argv: list[str]) -> str:
+        tries.append(len(tries))
+        if len(tries) <= failures:
+            raise ApplyFailed("lab-command-failed", "given PIDs did not die within timeout")
+        return ""
+
+    monkeypatch.setattr(nodes, "run", run)
+    monkeypatch.setattr(nodes, "podman", lambda: ("podman",))
+    monkeypatch.setattr(nodes.time, "sleep", lambda seconds: None)
+    if failures == 3:
+        with pytest.raises(ApplyFailed):
+            nodes.remove("ctl01")
+    else:
+        nodes.remove("ctl01")
+    assert len(tries) == min(failures + 1, 3)

@@ -23,6 +23,7 @@ INSTALLER = "installer"
 """User of a bare or remade node."""
 BOOT_TIMEOUT = 60.0
 STOP_TIMEOUT = 90
+RETRY_PAUSE = 5.0
 
 
 def directory(node: LabNode) -> Path:
@@ -210,7 +211,15 @@ def kill(node: LabNode) -> None:
 
 def remove(name: str) -> None:
     """Remove the node's container, running or not."""
-    run([*podman(), "rm", "-f", "-t", "0", "--ignore", PREFIX + name])
+    # One that was just starting, with all others of a lab, may need longer to die than podman waits.
+    for last in (False, False, True):
+        try:
+            run([*podman(), "rm", "-f", "-t", "0", "--ignore", PREFIX + name])
+            return
+        except ApplyFailed:
+            if last:
+                raise
+            time.sleep(RETRY_PAUSE)
 
 
 def detach_disks(name: str = "*") -> list[str]:
