@@ -630,8 +630,8 @@ def back_lines(
         lines += _networkd_lines(ports)
     scripts = [os.path.basename(path).partition("-")[2] for path in before if "/ifcfg-" in path]
     lines += _ifcfg_lines([name for name in scripts if name not in profiles])
+    stanzas = [text for path, text in before.items() if "/network/interfaces" in path]
     for name in ports:
-        stanzas = [text for path, text in before.items() if "/network/interfaces" in path]
         if any(without_ports(text, {name}) != text for text in stanzas):
             # It says that the port is up, and some of what it does to it is there already.
             lines.append(f"ifup --force --ignore-errors {shlex.quote(name)}")

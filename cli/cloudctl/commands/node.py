@@ -338,6 +338,15 @@ def _show_machines(console: Console, data: Mapping[str, Any], *, accept: bool) -
 # -- add ---------------------------------------------------------------------------------------
 
 
+def _begin(stack: ExitStack, site_path: Path, verb: str, console: Console, *, dry_run: bool) -> Reporter:
+    """Take the site's lock and begin a run's record, which a dry run has none of; return who tells of it."""
+    stack.enter_context(SiteLock(site_path, verb))
+    record = None
+    if not dry_run:
+        record = stack.enter_context(RunRecord(site_path, verb, sys.argv[1:], mask=console.masker.mask))
+    return Reporter(console, record)
+
+
 def confirm(question: str, lines: Sequence[str], console: Console, *, yes: bool) -> None:
     """Ask before anything is changed.
 
@@ -384,13 +393,7 @@ def add_command(site_path: Path, names: tuple[str, ...], dry_run: bool, yes: boo
     roles = waiting(site, [name for name in wanted if name not in arrived])
     began = time.monotonic()
     with ExitStack() as stack:
-        stack.enter_context(SiteLock(site_path, "node add"))
-        record = None
-        if not dry_run:
-            record = stack.enter_context(
-                RunRecord(site_path, "node add", sys.argv[1:], mask=console.masker.mask)
-            )
-        reporter = Reporter(console, record)
+        reporter = _begin(stack, site_path, "node add", console, dry_run=dry_run)
         for name, role in arrived.items():
             reporter.line(f"{name} is in {role} already; cloudctl plan tells whether anything is left to do")
             if not dry_run:
@@ -548,13 +551,7 @@ def remove_command(site_path: Path, name: str, dead: bool, dry_run: bool, yes: b
     joining = journal.joining(site).get(name)
     began = time.monotonic()
     with ExitStack() as stack:
-        stack.enter_context(SiteLock(site_path, "node remove"))
-        record = None
-        if not dry_run:
-            record = stack.enter_context(
-                RunRecord(site_path, "node remove", sys.argv[1:], mask=console.masker.mask)
-            )
-        reporter = Reporter(console, record)
+        reporter = _begin(stack, site_path, "node remove", console, dry_run=dry_run)
         text, before = read_text(site_path), site
         roles: list[str] = [group for group in ("compute", "storage") if group in node.groups]
         if WAITING in node.groups and joining:
@@ -631,13 +628,7 @@ def _end_removal(site_path: Path, name: str, console: Console, *, dry_run: bool)
 
     began = time.monotonic()
     with ExitStack() as stack:
-        stack.enter_context(SiteLock(site_path, "node remove"))
-        record = None
-        if not dry_run:
-            record = stack.enter_context(
-                RunRecord(site_path, "node remove", sys.argv[1:], mask=console.masker.mask)
-            )
-        reporter = Reporter(console, record)
+        reporter = _begin(stack, site_path, "node remove", console, dry_run=dry_run)
         state = Journal(site_path, journal.REMOVE)
         # Another node's removal may have begun since then, and have overwritten what was known of this one.
         facts = state.facts if name in (state.facts.get("nodes") or {}) else {}

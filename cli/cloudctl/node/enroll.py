@@ -274,6 +274,11 @@ def known_name(host: str, port: int) -> str:
     return host if port == 22 else f"[{host}]:{port}"
 
 
+def known_names(hosts: Collection[str], port: int) -> set[str]:
+    """Return all names under which a host's key may be pinned, with and without its port. Pure."""
+    return {*hosts, *(f"[{host}]:{port}" for host in hosts)}
+
+
 def check_host_key(known: str, request: Request, key_data: str) -> None:
     """Refuse a host key that is another machine's, and one that is not the pinned one. Pure.
 
@@ -285,8 +290,7 @@ def check_host_key(known: str, request: Request, key_data: str) -> None:
     Raises:
         CheckFailed: the key belongs to another name or address; or these have another key.
     """
-    hosts = (request.name, request.address)
-    ours = {*hosts, *(known_name(host, request.port) for host in hosts)}
+    ours = known_names((request.name, request.address), request.port)
     stale: list[int] = []
     right = False
     for number, line in enumerate(known.splitlines(), start=1):

@@ -46,10 +46,7 @@ class Found:
 
 def own_names(node: Node) -> set[str]:
     """Return the names under which a node's host key is pinned."""
-    port = node.vars.get("ansible_port")
-    return {node.name, node.address} | (
-        {f"[{node.address}]:{port}", f"[{node.name}]:{port}"} if port else set()
-    )
+    return enroll.known_names((node.name, node.address), int(node.vars.get("ansible_port") or 22))
 
 
 def own_keys(known: str, node: Node) -> set[str]:
