@@ -214,9 +214,7 @@ def plan_add(
             for osd in after.osds.values()
             if journal.facts["halves"].get(osd.uuid) == osd.id and not osd.started
         ]
-        steps = [mon("osd purge-new", id=number, yes_i_really_mean_it=True) for number in left]
-        if steps:
-            ask(site, steps, "giving back ids of OSDs that never ran", changing=True)
+        _purge_new(site, left, "giving back ids of OSDs that never ran")
         return ", ".join(told) or "they run already"
 
     def classify(_journal: Journal) -> str:
@@ -537,8 +535,7 @@ def plan_replace(
         _refuse_replace(cluster, number, running, degraded)
     if not begun or redirected:
         _refuse_new(site, cluster, node, old, new, fact, report)
-    if old:
-        edited(site, host, names.exchanged(node, old, new))
+    edited(site, host, names.exchanged(node, old, new))
     empty_first = running and not degraded and not begun
     plan.lines = [f"osd.{number} of {host}: {new} takes the place of {old}"]
     if fact["journal"]:
@@ -700,8 +697,7 @@ def _make_same(
     if mine is not None and not mine.started and _is_lost(site, mine, osds):
         if fact["journal"]:
             remote.erase(site, host, [], [fact["journal"]], [mine.uuid])
-        steps = [mon("osd purge-new", id=number, yes_i_really_mean_it=True)]
-        ask(site, steps, f"giving the id {number} back", changing=True)
+        _purge_new(site, [number], f"giving the id {number} back")
         cluster = read(site)
         mine = cluster.osds.get(number)
     if mine is None or not mine.up:
@@ -725,9 +721,14 @@ def _give_back(site: Site, cluster: Cluster, journal: Journal) -> None:
     """Give back the ids that were kept from others while an OSD was to get its own."""
     held = set(journal.facts.get("placeholders") or ())
     fill = [osd.id for osd in cluster.osds.values() if osd.uuid in held and not osd.up]
-    if fill:
-        steps = [mon("osd purge-new", id=one, yes_i_really_mean_it=True) for one in fill]
-        ask(site, steps, "giving lower ids back", changing=True)
+    _purge_new(site, fill, "giving lower ids back")
+
+
+def _purge_new(site: Site, ids: Sequence[int], what: str) -> None:
+    """Give back ids of OSDs that never started; Ceph itself refuses any other."""
+    steps = [mon("osd purge-new", id=number, yes_i_really_mean_it=True) for number in ids]
+    if steps:
+        ask(site, steps, what, changing=True)
 
 
 def _is_lost(site: Site, osd: Osd, osds: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
